@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -122,8 +123,8 @@ class _Screen:
             return
         if step.round is None:
             return
-        for one in step.record.differences:
-            if one.at and _is_new(one, step) and one.cause in _faults():
+        for one in step.found:
+            if one.cause in _faults():
                 self.say(f"mismatch: {described(one)}")
         self._printed = True
         self._line(line(step.record, step.behind))
@@ -178,14 +179,6 @@ def _faults() -> tuple[str, ...]:
     return tuple(str(cause) for cause in Cause if cause.is_mismatch)
 
 
-def _is_new(one: Difference, step: Step) -> bool:
-    from tidemill.features.contract import write_instant
-
-    assert step.round is not None
-    began = step.round.at_us - int((step.round.seconds + 1) * _SECOND_US)
-    return one.at >= write_instant(began // _SECOND_US * _SECOND_US)
-
-
 def described(one: Difference) -> str:
     """Return a difference in a line."""
     of_it = " ".join(filter(None, (one.view, one.feature)))
@@ -220,6 +213,7 @@ def content(record: ProofRecord, step: Step | None = None) -> dict[str, Any]:
             "values": done.values,
             "served": done.served,
             "causes": dict(done.causes),
+            "differences": [] if step is None else [dataclasses.asdict(one) for one in step.found],
         },
         "said": "" if step is None else step.said,
         "stops": record.stops,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,17 @@ class ForgottenPlaces:
         return _has(self.refused, source, partition, place.position) or (
             source == self.request and _has(self.blank, source, partition, place.position)
         )
+
+
+def forgotten_places(root: Path, request: str) -> Callable[[str, Place], bool]:
+    """Return what tells whether what was written for a place of a generation was forgotten.
+
+    Args:
+        root: The root.
+        request: The name of the request.
+    """
+    of = functools.cache(lambda generation: ForgottenPlaces.read(root, generation, request))
+    return lambda generation, place: of(generation).has(place)
 
 
 def _has(positions: Positions, source: str | int, partition: str | int, position: int) -> bool:

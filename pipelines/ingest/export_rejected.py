@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ def export(
     config: Configuration, progress: Progress, found: Mapping[str, Record], live: LiveRecords
 ) -> dict[str, Any]:
     """Write the rejected records of each source; see `pipelines.ingest.replay_rejected`."""
-    folder = config.root / paths.REJECTED / paths.EXPORT
     figures: dict[str, Any] = {}
     # What waits for the stream was mended: it is exported again if the stream rejects it.
     of_topics = {name: one for name, one in live.rejected.items() if name not in live.waiting}
@@ -36,19 +35,17 @@ def export(
                 if record["stream"] == name
             ]
             lines += [
-                _live_line(key, one)
+                live_line(key, one)
                 for key, one in of_topics.items()
                 if one.record["stream"] == name
             ]
-            path = _write_kept_apart(folder / f"{name}.jsonl", "".join(lines), progress)
+            path = write_lines(config.root, name, lines, progress)
             figures[name] = {"exported": len(lines), "file": str(path)}
             stage.advance(len(lines))
     if figures:
         progress.say(
-            f"Edit the payloads in {folder}, one JSON object a line; lines that you do not edit "
-            "may be deleted. Then, for each file: tidemill replay-rejected --mended FILE; and then "
-            "tidemill backfill, which computes the features again; records of topics need no "
-            "backfill, since the stream takes them."
+            f"{what_to_do(config.root)}; and then tidemill backfill, which computes the features "
+            "again; records of topics need no backfill, since the stream takes them."
         )
     else:
         progress.say(f"Nothing is rejected in {config.root}: there is nothing to mend.")
@@ -62,7 +59,22 @@ def _line(key: str, record: Record, files: SourceFiles) -> str:
     return _written(key, record, header or {})
 
 
-def _live_line(key: str, one: LiveRecord) -> str:
+def what_to_do(root: Path) -> str:
+    """Return what a person does with exported files; without the stop at the end."""
+    return (
+        f"Edit the payloads in {root / paths.REJECTED / paths.EXPORT}, one JSON object a line; "
+        "lines that you do not edit may be deleted. Then, for each file: tidemill replay-rejected "
+        "--mended FILE"
+    )
+
+
+def live_line(key: str, one: LiveRecord) -> str:
+    """Return the line of a rejected record of a topic, with the newline.
+
+    Args:
+        key: The record's id.
+        one: The record.
+    """
     return _written(key, one.record, {"replays": one.replays} if one.replays else {})
 
 
@@ -77,8 +89,14 @@ def _written(key: str, record: Record, more: Mapping[str, Any]) -> str:
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 
-def _write_kept_apart(path: Path, text: str, progress: Progress) -> Path:
-    """Write a text atomically; first rename an existing file with other content."""
+def write_lines(root: Path, source: str, lines: Sequence[str], progress: Progress) -> Path:
+    """Write the export of a source; first rename an existing file with other content.
+
+    Returns:
+        The file.
+    """
+    path = root / paths.REJECTED / paths.EXPORT / f"{source}.jsonl"
+    text = "".join(lines)
     if path.exists() and path.read_bytes() != text.encode():
         number = 1
         while (kept := path.with_suffix(f".{number}{path.suffix}")).exists():

@@ -88,7 +88,7 @@ def _is_known(line: MendedLine, records: LiveRecords) -> bool:
     before = records.accepted.get(line.record) or records.waiting.get(line.record)
     if before is None:
         return False
-    if before.payload != line.payload:
+    if before.payload != line.given(records.payload(line.record)).payload:
         state = "is part of the log now"
         if line.record in records.waiting:
             state = "waits for the stream: run tidemill stream --resume first"
@@ -111,18 +111,25 @@ def _message(
             f"{line.origin}: record {line.record} is of the topic {place.topic!r}, which is not "
             f"that of {line.stream!r} any more; take the line out of the file"
         )
-    # A text that a person has written is no message of a binary format.
-    is_edited = line.payload != record.record["payload"]
-    is_row = place.row is not None or (is_edited and payload_format(source) != "json")
+    given = line.given(record.record["payload"])
+    if payload_format(source) == "json":
+        is_row = place.row is not None
+    elif given.payload == record.record["payload"]:
+        # A row of an Arrow message that JSON cannot write came as a stream of that row.
+        is_row = place.row is not None and given.payload.startswith(b"{")
+    else:
+        # A text that a person has written is no message of a binary format; bytes are one.
+        is_row = given.is_text
     return MendedMessage(
         line.record,
         line.stream,
         origin,
-        line.payload,
+        given.payload,
         line.origin,
         replay,
         is_row,
         record.key,
         record.timestamp_us,
         record.headers,
+        record.types,
     )

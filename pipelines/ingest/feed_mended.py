@@ -75,9 +75,10 @@ def _check_mended_before(line: MendedLine, before: Mapping[str, Mended]) -> None
     if line.record not in before:
         raise InputError(
             f"{line.origin}: record {line.record} of {line.stream!r} is not rejected; its source "
-            "may have been read again since the export. Export again: tidemill replay-rejected"
+            "may have been read again since the export, or it is a record of another root. Export "
+            "again: tidemill replay-rejected"
         )
-    if line.payload != before[line.record].payload:
+    if line.given(None).payload != before[line.record].payload:
         raise InputError(
             f"{line.origin}: record {line.record} of {line.stream!r} was mended before, in "
             f"{before[line.record].origin}, as {as_text(before[line.record].payload)!r}, and is "
@@ -98,7 +99,7 @@ def _feed_source(
         Mended(
             line.record,
             line.origin,
-            line.payload,
+            line.given(record["payload"]).payload,
             files.format(record["partition"]),
             files.columns(record["partition"]),
             *(end(record["partition"]) if is_log else (TIME_MIN, TIME_MIN)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tidemill.pipelines.config.configuration import Configuration
@@ -25,6 +25,7 @@ class LiveRecord:
         timestamp_us: The timestamp of its message; -1 if it is not known.
         headers: The headers of its message.
         replays: How often it was mended, and rejected again.
+        types: The types of its columns (`pipelines.io.live.mended.row_types`); None for texts.
     """
 
     record: Mapping[str, Any]
@@ -32,6 +33,7 @@ class LiveRecord:
     timestamp_us: int
     headers: Headers
     replays: int = 0
+    types: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,41 @@ class LiveRecords:
         rejected: Those that are rejected still, in the order in which they were read.
         accepted: Those that were mended and are rows now, with the mended message.
         waiting: Mended messages that no stream has judged yet, by the id of their record.
+        payloads: The bytes of the accepted ones as they came.
     """
 
     rejected: Mapping[str, LiveRecord] = field(default_factory=dict)
     accepted: Mapping[str, MendedMessage] = field(default_factory=dict)
     waiting: Mapping[str, MendedMessage] = field(default_factory=dict)
+    payloads: Mapping[str, bytes] = field(default_factory=dict)
+
+    def payload(self, name: str) -> bytes | None:
+        """Return the bytes of a record as they came; None if it is not known."""
+        known = self.rejected.get(name)
+        return self.payloads.get(name) if known is None else known.record["payload"]
+
+
+def read_mended_ids(config: Configuration) -> frozenset[str]:
+    """Return the ids of records that were mended: rows of the log now, or waiting for the stream.
+
+    A record is among them also if it is in no file of rejected records any more.
+
+    Raises:
+        StateError: The live log is damaged.
+        DamagedFile: A file of it, or of mended records, is damaged.
+    """
+    if not (config.is_live and (config.root / CURRENT).exists()):
+        return frozenset()
+    judged: set[tuple[str, int]] = set()
+    mended: set[str] = set()
+    # What waits is read first: then each message that is judged meanwhile is in one of the two.
+    stored = [(one.record, one.replay) for one in read_mended(config.root)]
+    for table in mended_outcomes(LiveLog(config.current.folder / LIVE, config.project)):
+        for row in table.select(["record", "replay", "reason"]).to_pylist():
+            judged.add((row["record"], row["replay"]))
+            if not row["reason"]:
+                mended.add(row["record"])
+    return frozenset(mended | {one for one, replay in stored if (one, replay) not in judged})
 
 
 def read_live_records(config: Configuration) -> LiveRecords:
@@ -66,6 +98,7 @@ def read_live_records(config: Configuration) -> LiveRecords:
         for row in table.to_pylist():
             carried = row.pop("message_key", None), row.pop("message_timestamp_us", None)
             headers = row.pop("message_headers", None) or ()
+            types = row.pop("row_types", None)
             name = record_id(row["stream"], row["origin"], row["payload"])
             if row["stream"] in config.sources:
                 found[name] = LiveRecord(
@@ -73,28 +106,26 @@ def read_live_records(config: Configuration) -> LiveRecords:
                     carried[0],
                     -1 if carried[1] is None else carried[1],
                     tuple((one["name"], one["value"]) for one in headers),
+                    types=types,
                 )
     mended = {(one.record, one.replay): one for one in read_mended(config.root)}
     accepted: dict[str, MendedMessage] = {}
+    payloads: dict[str, bytes] = {}
     for row in outcomes:
         name = row["record"]
         message = mended.pop((name, row["replay"]), None)
         if name not in found:
             continue
         if not row["reason"]:
-            del found[name]
+            payloads[name] = found.pop(name).record["payload"]
             if message is not None:
                 accepted[name] = message
             continue
         before = found[name]
         newest = {key: row[key] for key in ("stage", "reason")}
         newest["detail"] = f"as mended in {row['line']}: {row['detail']}"
-        found[name] = LiveRecord(
-            {**before.record, **newest},
-            before.key,
-            before.timestamp_us,
-            before.headers,
-            before.replays + 1,
+        found[name] = replace(
+            before, record={**before.record, **newest}, replays=before.replays + 1
         )
     waiting = {name: one for (name, _), one in mended.items() if name in found}
-    return LiveRecords(found, accepted, waiting)
+    return LiveRecords(found, accepted, waiting, payloads)

@@ -55,6 +55,7 @@ def write_mended(root: Path, mended: Sequence[MendedMessage]) -> None:
             "message_key": one.key,
             "message_timestamp_us": one.timestamp_us,
             "message_headers": [{"name": name, "value": value} for name, value in one.headers],
+            "row_types": one.types,
         }
         for one in mended
     ]
@@ -99,6 +100,7 @@ def read_mended(root: Path, after: int = 0) -> Iterator[MendedMessage]:
                 row["message_key"],
                 row["message_timestamp_us"],
                 tuple((one["name"], one["value"]) for one in row["message_headers"]),
+                row["row_types"],
             )
 
 

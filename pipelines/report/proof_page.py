@@ -22,7 +22,7 @@ from tidemill.serving.files.atomic_write import atomic_write
 _MEANING: Final = {
     Cause.LATE_EVENT: "right as seen: an event came after the answer, behind the frontier",
     Cause.LATE_REQUEST: "right as of the frontier: the request came behind it",
-    Cause.EXPIRED: "the stream ended before a view answered, or a row is too old to be read",
+    Cause.EXPIRED: "readers see a row as too old: its shard is behind others of the view",
     Cause.VERSION: "another device or version of TensorFlow gives other last bits of a score",
     Cause.LOST: "a fault: the engine lost, repeated or delayed what it was given",
     Cause.UNEXPLAINED: "a fault: nothing that is promised explains it",

@@ -106,6 +106,7 @@ class LiveProject:
         partitions: How many partitions each topic has.
         savepoint_every: How often the stream keeps its state.
         sinks: Whether predictions and rejected records go to topics, too.
+        rejected_bytes: How large a message the topic of rejected records takes.
         seed: Of everything random.
         format: The format of the messages of the sources; `produce` makes JSON.
         shards: How many shards each view has.
@@ -119,6 +120,7 @@ class LiveProject:
     partitions: int = 2
     savepoint_every: str = "10m"
     sinks: bool = False
+    rejected_bytes: int = 1 << 20
     seed: int = 1
     format: str = "json"
     shards: int = 2
@@ -148,7 +150,10 @@ class LiveProject:
             )
         )
         if self.sinks:
-            self.topics |= {name: self.broker.new_topic(2) for name in ("predictions", "rejected")}
+            self.topics["predictions"] = self.broker.new_topic(2)
+            self.topics["rejected"] = self.broker.new_topic(
+                2, max_message_bytes=self.rejected_bytes
+            )
             with (self.folder / "tidemill.yaml").open("a") as file:
                 file.write(SINKS.format(bootstrap=self.broker.bootstrap, **self.topics))
         begin_us = self.until_us - 60 * MINUTE

@@ -291,9 +291,11 @@ class Server:
 
     Attributes:
         config: The configuration; its root holds the log and the handed-over state.
+        segment: The segment that publications are of.
     """
 
     config: Configuration
+    segment: int = 1
 
     def __post_init__(self) -> None:
         config = self.config
@@ -318,6 +320,12 @@ class Server:
 
     def serve(self) -> None:
         """Serve everything."""
+        for poll in self.polls_of_log():
+            self.feed(poll)
+        self.end()
+
+    def polls_of_log(self) -> Iterator[Poll]:
+        """Yield all polls of the stream's period; the last one ends it."""
         options = ReplayOptions(
             self.current.build_folder,
             EVALUATE_UNTIL,
@@ -329,8 +337,11 @@ class Server:
         at = replay.start
         while (found := replay.next_poll(at, STREAM_UNTIL, 0)) is not None:
             poll, at = found
-            self.feed(poll)
-        self.feed(replay.final_poll(at, 0))
+            yield poll
+        yield replay.final_poll(at, 0)
+
+    def end(self) -> None:
+        """Record that the stream has ended."""
         assert not self.joiner.drain()
         stream = self.current.stream_folder
         run = StreamRun.read(stream)
@@ -407,7 +418,7 @@ class Server:
             file.write(release_line(operator, release) + "\n")
         if release.publications.num_rows:
             rows = logged_publications(PROJECT.view(key.view), release.publications)
-            name = f"00001-{key.shard:05d}-{release.number:012d}"
+            name = f"{self.segment:05d}-{key.shard:05d}-{release.number:012d}"
             write_rows(stream / "publications" / key.view, rows, name)
 
 

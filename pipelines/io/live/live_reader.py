@@ -56,6 +56,7 @@ from tidemill.pipelines.io.live.mended import (
     carried,
     judge_alone,
     outcome,
+    row_types,
 )
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.log import log_schema
@@ -327,7 +328,9 @@ class LiveReader:
                 records = judged.rejected.set_column(
                     place, "position", pa.array(offsets, pa.int64())
                 )
-                refused.append(_SetAside(records, carried(messages, offsets)))
+                stages = records.column("stage").to_pylist()
+                types = row_types(decoded.raw.batch.schema, stages)
+                refused.append(_SetAside(records, carried(messages, offsets, types)))
         return refused
 
     def _count_late(self, source: LiveSource, partition: int, batch: pa.RecordBatch) -> None:

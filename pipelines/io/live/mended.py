@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, Protocol
@@ -40,9 +41,13 @@ CARRIED: Final = pa.schema(
             "message_headers",
             pa.list_(pa.struct([("name", pa.string()), ("value", pa.binary())])),
         ),
+        ("row_types", pa.binary()),
     ]
 )
-"""What the message of a rejected record carried beside its value."""
+"""What the message of a rejected record carried beside its value.
+
+* row_types: the types of the columns of the row (`row_types`); null where there is nothing to say.
+"""
 
 OUTCOMES: Final = pa.schema(
     [
@@ -133,6 +138,7 @@ class MendedMessage:
         key: The key of the message that it came in.
         timestamp_us: The timestamp of that message; -1 if it is not known.
         headers: The headers of that message.
+        types: The types of the columns that the row had (`row_types`); None for texts.
     """
 
     record: str
@@ -145,6 +151,7 @@ class MendedMessage:
     key: bytes | None = None
     timestamp_us: int = -1
     headers: Headers = field(default_factory=tuple)
+    types: bytes | None = None
 
     @property
     def place(self) -> Origin:
@@ -205,6 +212,8 @@ def judge_alone(
     accepted = []
     for decoded in made.decode(message.as_messages(), 0):
         raw = replace(decoded.raw, partition=partition)
+        if message.is_row and message.types is not None:
+            raw = replace(raw, batch=as_typed(raw.batch, message.types))
         try:
             judged = judge.judge(raw)
         except InputError as error:
@@ -234,12 +243,15 @@ def outcome(
     }
 
 
-def carried(messages: Messages, offsets: Int64Array) -> pa.RecordBatch:
+def carried(
+    messages: Messages, offsets: Int64Array, types: Sequence[bytes | None]
+) -> pa.RecordBatch:
     """Return what messages carried beside their values, ``(offsets,)``.
 
     Args:
         messages: Messages of a partition.
         offsets: int64: offsets of some of them; one may occur more than once.
+        types: ``(offsets,)``: the types of a row's columns (`row_types`).
     """
     at = np.searchsorted(messages.offsets, offsets).tolist()
     headers = [
@@ -250,6 +262,55 @@ def carried(messages: Messages, offsets: Int64Array) -> pa.RecordBatch:
             pa.array([messages.keys[one] for one in at], pa.binary()),
             pa.array(messages.timestamps_us[at], pa.int64()),
             pa.array(headers, CARRIED.field("message_headers").type),
+            pa.array(types, pa.binary()),
         ],
         schema=CARRIED,
     )
+
+
+def row_types(schema: pa.Schema, stages: Sequence[str]) -> list[bytes | None]:
+    """Return the types of the columns of rejected rows, compressed.
+
+    A person writes a row in JSON, and so is the payload of a row of a message with several. The
+    source's transform expects the types of the format.
+
+    Args:
+        schema: The columns of the rows.
+        stages: ``(rows,)``: where each was refused; the columns of a row that could not be read are
+            not known.
+
+    Returns:
+        ``(rows,)``: None where the columns are texts, or not known.
+    """
+    if all(pa.types.is_string(kind) or pa.types.is_null(kind) for kind in schema.types):
+        return [None] * len(stages)
+    types = zlib.compress(schema.serialize().to_pybytes())
+    return [None if stage == Stage.READ else types for stage in stages]
+
+
+def as_typed(rows: pa.RecordBatch, types: bytes) -> pa.RecordBatch:
+    """Return rows in JSON with the types that they had in their message.
+
+    A text that is no value of its type stays a text, with its column: validation says what is wrong
+    with it.
+
+    Args:
+        rows: Columns of texts, ``(rows,)``.
+        types: `row_types` of the row that was rejected.
+    """
+    known = pa.ipc.read_schema(pa.py_buffer(zlib.decompress(types)))
+    columns = []
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        place = known.get_field_index(name)
+        columns.append(column if place < 0 else _as_type(column, known.field(place).type))
+    return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)
+
+
+def _as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    try:
+        if pa.types.is_nested(kind) and pa.types.is_string(column.type):
+            values = column.to_pylist()
+            return pa.array([None if one is None else json.loads(one) for one in values], kind)
+        return column.cast(kind)
+    except (pa.ArrowException, TypeError, ValueError):
+        return column

@@ -50,6 +50,17 @@ class Differences:
         self.causes[difference.cause] += count
         self._keep(difference)
 
+    def add_some(self, examples: Sequence[Difference], count: int) -> None:
+        """Count differences of one cause, of which some are examples; keep the first of its cause.
+
+        Args:
+            examples: At least one.
+            count: How many values differ.
+        """
+        self.causes[examples[0].cause] += count
+        for one in examples:
+            self._keep(one)
+
     def _keep(self, difference: Difference) -> None:
         of_it = difference.cause, difference.what
         if self._kept[of_it] < EXAMPLES:
@@ -168,6 +179,11 @@ class Differences:
 
 def _with(one: Difference, what: str, why: str, events: Sequence[str]) -> Difference:
     return replace(one, what=what, why=why, events=tuple(events))
+
+
+def request_place(id: str, source: str, partition: int, position: int) -> str:
+    """Return a request as the proof names events: id, source, partition and position."""
+    return f"{id} ({source}/{partition}:{position})"
 
 
 def cause_of(what: str, kind: str) -> Cause:

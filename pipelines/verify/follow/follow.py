@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Final
@@ -77,6 +77,7 @@ class Step:
     Attributes:
         record: What is proven; None before there is a stream.
         round: The round that was done; None if nothing was new.
+        found: The differences that it has added to the record, the newest first.
         behind: How many segments have ended that are not proven.
         said: What it waits for, or what has happened; empty if there is nothing to say.
     """
@@ -85,6 +86,7 @@ class Step:
     round: Round | None = None
     behind: int = 0
     said: str = ""
+    found: Sequence[Difference] = ()
 
 
 def follow(
@@ -203,6 +205,7 @@ class _Proof:
             if self._follower is None or self._current != current:
                 self._follower = Follower(config, run, record, self._share, self._store())
                 self._current = current
+            before = self._follower.record
             with excusing(others_that_read(root)):
                 done = self._follower.round()
                 if done is None and time.monotonic() - self._looked_s > _IDLE_S:
@@ -225,7 +228,8 @@ class _Proof:
         )
         said = self._keep_up(follower)
         follower.record.write(root)
-        return Step(follower.record, done, follower.behind, said)
+        found = _added(before, follower.record)
+        return Step(follower.record, done, follower.behind, said, found)
 
     def _store(self) -> OnlineDatabase | None:
         if self._database is None and keeps_frontiers(self._config.online_store):
@@ -248,7 +252,7 @@ class _Proof:
         )  # fmt: skip
         record = replace(record.with_round(done, [fault]), stops=why, at_us=now_us)
         record.write(self._config.root)
-        return Step(record, done, said=f"it cannot go on: {why}")
+        return Step(record, done, said=f"it cannot go on: {why}", found=[fault])
 
     def _keep_up(self, follower: Follower) -> str:
         """Lower the share if each of the last rounds was further behind; say what is so."""
@@ -269,6 +273,11 @@ class _Proof:
         notes = [*follower.record.notes, f"{at}: {said}"][-_NOTES_KEPT:]
         follower.record = dataclasses.replace(follower.record, share=self._share, notes=notes)
         return said
+
+
+def _added(before: ProofRecord, after: ProofRecord) -> list[Difference]:
+    known = set(map(id, before.differences))
+    return [one for one in after.differences if id(one) not in known]
 
 
 def _is_of(record: ProofRecord, current: Current, run: StreamRun | None) -> bool:

@@ -25,7 +25,7 @@ from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
 from tidemill.pipelines.run.proof_record import Cause, Difference, ProofRecord, Round, added
 from tidemill.pipelines.verify.findings import Findings
-from tidemill.pipelines.verify.follow.differences import AS_COMPLETE, Differences
+from tidemill.pipelines.verify.follow.differences import AS_COMPLETE, Differences, request_place
 from tidemill.pipelines.verify.follow.kept_answers import KeptAnswers
 from tidemill.pipelines.verify.follow.online_rows import OnlineRows
 from tidemill.pipelines.verify.follow.release_chain import (
@@ -327,9 +327,7 @@ class Follower:
         asked = self._asked.take(stream_log(self._current), positions[name], self._asked_until)
         asked = asked.filter(pa.array(~forgotten_rows(self._project.request, asked)))
         of_requests = Findings()
-        served, waits = self._requests.serve(
-            asked, segments, self._reached, differences, of_requests
-        )
+        served, waits = self._requests.serve(asked, segments, self._reached, of_requests)
         findings.merge(of_requests)
         self._asked.keep(asked, waits)
         if served.count and served.predictions.num_rows:
@@ -371,12 +369,18 @@ class Follower:
         check.take_served()
         counts.scores = check.scores
         if check.near:
-            example = Difference(
-                differences.at, Cause.VERSION, AS_COMPLETE, "score", "", served="other last bits",
-                recomputed="the bytes of this process",
-                why="the scores were made by another device or version of TensorFlow",
-            )  # fmt: skip
-            differences.add(example, check.near)
+            request = self._project.request.name
+            examples = [
+                Difference(
+                    differences.at, Cause.VERSION, AS_COMPLETE, "score", one.request_id,
+                    feature="score", served=one.seen, recomputed=one.expected, why=one.why,
+                    events=(
+                        request_place(one.request_id, request, one.partition, one.position),
+                    ),
+                )
+                for one in check.nearest
+            ]  # fmt: skip
+            differences.add_some(examples, check.near)
 
     def _compare_store(
         self, known: Mapping[bytes, Reached], differences: Differences, findings: Findings
@@ -398,14 +402,13 @@ class Follower:
             self.store_is_away = str(error)
         values += self._online.compare(by_mark, self._rows.of, self._rows.is_chosen, of_store)
         findings.merge(of_store)
-        for view, entity, frontier_us in self._online.take_expired():
-            why = "the shard of the entity is behind others by more than max_staleness"
+        for one in self._online.take_expired():
             example = Difference(
-                differences.at, Cause.EXPIRED, AS_COMPLETE, "store", entity, entity, view.name,
-                as_of=write_instant(frontier_us), served="OUTSIDE_MAX_AGE", recomputed="PRESENT",
-                why=why,
+                differences.at, Cause.EXPIRED, AS_COMPLETE, "store", one.entity, one.entity,
+                one.view.name, as_of=write_instant(one.frontier_us), served="OUTSIDE_MAX_AGE",
+                recomputed="PRESENT", why=one.why,
             )  # fmt: skip
-            differences.add(example, len(view.columns))
+            differences.add(example, len(one.view.columns))
         return {"store_rows": self._online.compared - before, "store_values": values}
 
     def idle(self) -> Round | None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.contract import BoolArray, Int64Array, ReadStatus
+from tidemill.features.contract import SECOND, BoolArray, Int64Array, ReadStatus
 from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.history.point_in_time import values_at
@@ -66,6 +66,34 @@ class _Reading:
     rounds: int = 0
 
 
+class Expired(NamedTuple):
+    """A row that readers see as too old.
+
+    Attributes:
+        view: The view.
+        entity: The key of the entity.
+        shard: The shard of the row.
+        frontier_us: The frontier that the row is as of.
+        highest_us: The highest frontier of the view's shards.
+    """
+
+    view: FeatureView
+    entity: str
+    shard: int
+    frontier_us: int
+    highest_us: int
+
+    @property
+    def why(self) -> str:
+        """Why readers see it so."""
+        behind_s = (self.highest_us - self.frontier_us) / SECOND
+        allowed_s = self.view.max_staleness_us / SECOND
+        return (
+            f"shard {self.shard}, which has the row, is {behind_s:,.1f} s behind the furthest "
+            f"shard of {self.view.name}, and max_staleness is {allowed_s:g} s"
+        )
+
+
 @dataclass
 class OnlineRows:
     """Reads rows, and compares them when their release is proven.
@@ -85,13 +113,13 @@ class OnlineRows:
     database: OnlineDatabase
     compared: int = 0
     pending: list[_Reading] = field(default_factory=list)
-    _expired: dict[tuple[str, str], tuple[FeatureView, str, int]] = field(default_factory=dict)
+    _expired: dict[tuple[str, str], Expired] = field(default_factory=dict)
     _told: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    def take_expired(self) -> list[tuple[FeatureView, str, int]]:
-        """Return the rows that readers see as too old: view, entity, and frontier, each once."""
-        found = [one for at, one in self._expired.items() if self._told.get(at) != one[2]]
-        self._told = {at: one[2] for at, one in self._expired.items()}
+    def take_expired(self) -> list[Expired]:
+        """Return the rows that readers see as too old, each once as of one frontier."""
+        found = [one for at, one in self._expired.items() if self._told.get(at) != one.frontier_us]
+        self._told = {at: one.frontier_us for at, one in self._expired.items()}
         return found
 
     def fill_of(self, view: FeatureView) -> Fill | None:
@@ -230,7 +258,9 @@ class OnlineRows:
         for key, status in zip(keys.to_pylist(), expected, strict=True):
             self._expired.pop((view.name, str(key)), None)
             if status == ReadStatus.OUTSIDE_MAX_AGE.name:
-                self._expired[view.name, str(key)] = view, str(key), reached.frontier_us
+                self._expired[view.name, str(key)] = Expired(
+                    view, str(key), reading.shard, reached.frontier_us, reading.frontiers.highest
+                )
         return expected.count(ReadStatus.PRESENT.name) * len(view.columns)
 
     @staticmethod

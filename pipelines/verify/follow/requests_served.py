@@ -13,11 +13,10 @@ from tidemill.features.definitions import Project
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
 from tidemill.pipelines.io.log import PARTITION, POSITION, forgotten_rows, one_batch
-from tidemill.pipelines.run.proof_record import Cause, Difference
 from tidemill.pipelines.stream.rejected_by_stream import are_of_log
 from tidemill.pipelines.verify.diagnosis import Kind
 from tidemill.pipelines.verify.findings import Findings, Mismatch
-from tidemill.pipelines.verify.follow.differences import AS_COMPLETE, Differences
+from tidemill.pipelines.verify.follow.differences import request_place
 from tidemill.pipelines.verify.follow.release_chain import Place, Reached
 from tidemill.pipelines.verify.follow.segment_outputs import SegmentOutputs
 from tidemill.pipelines.verify.follow.waiting_requests import due_together
@@ -47,7 +46,6 @@ class RequestsServed:
         asked: pa.Table,
         segments: Sequence[int],
         reached: Mapping[Place, Reached],
-        differences: Differences,
         findings: Findings,
     ) -> tuple[Served, BoolArray]:
         """Find the request of each answer of some segments; note requests that got none.
@@ -56,15 +54,14 @@ class RequestsServed:
             asked: The requests that waited, and those that came since, ``(rows,)``.
             segments: The segments.
             reached: How far each operator has come after them.
-            differences: Takes requests that were given up.
-            findings: Takes missing, extra and doubled answers.
+            findings: Takes missing, extra and doubled answers, and requests that were given up.
 
         Returns:
             The answers with their requests; and bool, ``(rows,)``: the requests that still wait.
         """
         places = places_of(asked, PARTITION, POSITION)
         due = due_together(asked, self._is_passed(asked, reached))
-        refused = self._refused(segments, places[due], differences, findings)
+        refused = self._refused(segments, asked, places[due], findings)
         predictions = self._outputs.predictions(segments)
         if predictions is None:
             nothing = {name: pa.array([], pa.int64()) for name in _PLACE}
@@ -92,17 +89,17 @@ class RequestsServed:
         return passed
 
     def _refused(
-        self, segments: Sequence[int], due: Int64Array, differences: Differences, findings: Findings
+        self, segments: Sequence[int], asked: pa.Table, due: Int64Array, findings: Findings
     ) -> Int64Array:
         """Return the places of the requests that are rejected instead of answered.
 
-        One that was given up although every view had passed it has lost its answer.
+        A request is given up only after a view has passed it without an answer: the answer is lost.
 
         Args:
             segments: The segments whose records are read.
-            due: The places of the requests that every view has passed.
-            differences: Takes requests that were given up before, as ``expired``.
-            findings: Takes those that were given up later.
+            asked: The requests.
+            due: The places of those that every view has passed.
+            findings: Takes requests that were given up.
         """
         records = self._outputs.rejected(segments)
         mine = np.array(are_of_log(records), np.bool_)
@@ -114,22 +111,31 @@ class RequestsServed:
             [one == rejected.Reason.NO_ANSWER for one in records.column("reason").to_pylist()],
             np.bool_,
         )
-        lost = given_up & np.isin(places, due)
+        answerable = given_up & np.isin(places, due)
         for row in np.flatnonzero(given_up).tolist():
             origin, detail = (str(records.column(n)[row]) for n in ("origin", "detail"))
-            if lost[row]:
-                findings.add(
-                    Mismatch(
-                        "rejected", origin, seen="a rejected record", expected="an answer",
-                        cause="the releases answer this request: it was not rejected",
-                        kind=Kind.LOST,
-                    )
-                )  # fmt: skip
-                continue
-            example = Difference(
-                differences.at, Cause.EXPIRED, AS_COMPLETE, "request", origin,
-                served="no answer", recomputed="an answer", why=detail,
+            cause = f"a view has passed the request, and has not answered it: {detail}"
+            if answerable[row]:
+                cause = "the releases answer this request: it was not rejected"
+            findings.add(
+                Mismatch(
+                    "rejected", origin, seen="a rejected record", expected="an answer",
+                    cause=cause, kind=Kind.LOST,
+                    events=self._named(asked, int(places[row])),
+                )
             )  # fmt: skip
-            differences.add(example, len(self._project.columns))
-        found: Int64Array = places[~lost]
+        found: Int64Array = places[~answerable]
         return found
+
+    def _named(self, asked: pa.Table, place: int) -> tuple[str, ...]:
+        """Return the request at a place, as the proof names events; nothing if it is not there."""
+        rows = np.flatnonzero(places_of(asked, PARTITION, POSITION) == place)
+        request = self._project.request
+        names = (request.request_id, PARTITION, POSITION)
+        return tuple(
+            request_place(str(id), request.name, partition, position)
+            for id, partition, position in zip(
+                *(asked.select(names).take(pa.array(rows)).column(n).to_pylist() for n in names),
+                strict=True,
+            )
+        )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +50,30 @@ _CAUSES: Final = {
 }
 
 
+NEAREST: Final = 10
+"""So many scores that differ in their last bits are kept."""
+
+
+class Near(NamedTuple):
+    """A score that another kind of call has made, and that differs in its last bits.
+
+    Attributes:
+        request_id: The id of the request.
+        partition: Its partition in the log.
+        position: Its position there.
+        seen: The score.
+        expected: The score that this process gives.
+        why: By what each was made.
+    """
+
+    request_id: str
+    partition: int
+    position: int
+    seen: str
+    expected: str
+    why: str
+
+
 class PredictionCheck:
     """Compares the predictions of a stream with what its polls give, but for ids and features.
 
@@ -64,6 +88,7 @@ class PredictionCheck:
         scores: How many scores were compared.
         elsewhere: How many of them were made otherwise than this process makes them.
         near: How many of these differ, and no more than kinds of devices do.
+        nearest: The first of those.
     """
 
     def __init__(
@@ -82,6 +107,7 @@ class PredictionCheck:
         self._places = places[self._order]
         self._scorers: dict[str, Scorer | str] = {}
         self.scores = self.elsewhere = self.near = 0
+        self.nearest: list[Near] = []
         # Ids, inputs and features are compared with the sources (`compare_predictions`).
         self._elsewhere_checked = {"request_id", "request_time", *STAMPS}
         self._elsewhere_checked |= {*project.request.inputs}
@@ -173,10 +199,10 @@ class PredictionCheck:
             if name in made:
                 right = pa.array([made[name]] * len(right), right.type)
             wrong = differing(seen, right)
-            if name == "score" and not is_alike:
-                differs = int(wrong.sum())
-                wrong &= _far(seen, right)
-                self.near += differs - int(wrong.sum())
+            if name == "score" and scorer is not None and not is_alike:
+                far = _far(seen, right)
+                self._note_near(found, right, wrong & ~far, made, scorer)
+                wrong &= far
             what, _, view = name.partition("__")
             cause = _CAUSES.get(name, "the other predictions of its call say something else")
             if scorer is None and name in _SCORED:
@@ -191,6 +217,30 @@ class PredictionCheck:
                     )
                 )  # fmt: skip
         self._check_clocks(found)
+
+    def _note_near(
+        self,
+        found: pa.RecordBatch,
+        right: pa.Array,
+        near: BoolArray,
+        made: Mapping[str, Any],
+        scorer: Scorer,
+    ) -> None:
+        """Count scores that another kind of call has made, and keep the first of them."""
+        self.near += int(near.sum())
+        here = {name: getattr(scorer.stamps, name) for name in _CALL}
+        for row in np.flatnonzero(near)[: NEAREST - len(self.nearest)].tolist():
+            self.nearest.append(
+                Near(
+                    found.column("request_id")[row].as_py(),
+                    found.column("partition")[row].as_py(),
+                    found.column("position")[row].as_py(),
+                    shown("score", found.column("score"), row),
+                    shown("score", right, row),
+                    f"bundle {scorer.stamps.bundle} scored it with {_call(made)}, and this process "
+                    f"scores with {_call(here)}",
+                )
+            )
 
     def _check_clocks(self, found: pa.RecordBatch) -> None:
         """Check that a prediction was made after its request was read."""
@@ -226,6 +276,12 @@ class PredictionCheck:
             except (BundleError, FileNotFoundError) as error:
                 self._scorers[version] = f"its score cannot be computed again: {error}"
         return self._scorers[version]
+
+
+def _call(made: Mapping[str, Any]) -> str:
+    """Return a kind of call as a text."""
+    xla = " and XLA" if made["xla"] else ""
+    return f"TensorFlow {made['tensorflow']} on {made['device']}{xla}"
 
 
 def _with_columns(rows: pa.RecordBatch, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:

@@ -24,6 +24,7 @@ from tidemill.pipelines.commands.cli import COMMANDS, main
 from tidemill.pipelines.commands.scaffold import write_project
 from tidemill.pipelines.config.configuration import Configuration, load
 from tidemill.pipelines.config.installed_projects import PROJECTS, installed_project
+from tidemill.pipelines.delivery.places import Place
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.run.tables import Table
@@ -40,6 +41,7 @@ STAGES = {
     "verify": ("verify.verify", "verify"),
     "demo": ("commands.whole_loop", "demo"),
     "replay-rejected": ("ingest.replay_rejected", "replay"),
+    "dead letters": ("delivery.export_dead_letters", "export_dead_letters"),
     "features": ("verify.read_features", "read_features"),
     "explain": ("verify.explain", "explain"),
     "archive": ("archive.archive", "archive"),
@@ -228,6 +230,21 @@ def test_mended_records_are_passed_on(project: Path, stage: Callable[[str, Any],
     assert run("replay-rejected", "--mended", "mended.parquet") == 0
     assert called.options == {"mended": Path("mended.parquet")}
     assert run("replay-rejected", "--mended", "missing.parquet") == 2
+
+
+def test_rejected_records_are_exported_from_their_topic(
+    project: Path, stage: Callable[[str, Any], Called], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("replay-rejected", "--from-topic") == 1
+    assert "add rejected: {kafka: {bootstrap: ..., topic: ...}}" in capsys.readouterr().err
+    called = stage("dead letters", {})
+    assert run("replay-rejected", "--from-topic", "--root-id", "0123") == 0
+    assert called.options is not None
+    assert called.options["root"] == "0123"
+    assert not called.options["forgotten"]("generation", Place(("rejected", "read", "a", 0, 0), 1))
+    (project / "mended.parquet").touch()
+    assert run("replay-rejected", "--from-topic", "--mended", "mended.parquet") == 2
+    assert run("replay-rejected", "--root-id", "0123") == 2
 
 
 @pytest.mark.parametrize(("mismatches", "status"), [(0, 0), (3, 1)])

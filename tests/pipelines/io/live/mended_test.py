@@ -9,15 +9,20 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
+from tests.support.arrow_streams import stream as arrow_stream
 from tests.support.scripted_topics import PAID, START, Rig, ScriptedTopic, row
 from tidemill.features.contract import SECOND, TIME_MAX
 from tidemill.features.errors import InputError
 from tidemill.pipelines.ingest.mended_live import next_replay, read_mended, write_mended
+from tidemill.pipelines.io.files.readers import Reader
 from tidemill.pipelines.io.live.mended import MendedMessage, Origin, record_id
 from tidemill.pipelines.io.live.set_aside import mended_outcomes, rejected_records
 from tidemill.pipelines.io.log import POSITION, RECEIVED
+from tidemill.pipelines.io.payloads.arrow_rows import ArrowDecoder
+from tidemill.pipelines.io.payloads.metadata import Metadata
 
 
 @pytest.fixture
@@ -251,3 +256,57 @@ def test_an_origin_that_is_none_is_refused(text: str) -> None:
 def test_an_origin_is_parsed() -> None:
     assert Origin.parse("a/b.c-d/12@345") == Origin("a/b.c-d", 12, 345, None)
     assert Origin.parse("t/0@5:17") == Origin("t", 0, 5, 17)
+
+
+@pytest.mark.parametrize("seals", [False, True])
+def test_rows_of_an_arrow_message_keep_their_types_for_the_transform(
+    tmp_path: Path, seals: bool
+) -> None:
+    def doubled(rows: pa.RecordBatch) -> pa.RecordBatch:
+        if len(rows) and pc.min(rows["amount"]).as_py() < lowest:
+            raise ValueError("amounts below what is known")
+        place = rows.schema.get_field_index("amount")
+        return rows.set_column(place, "amount", pc.multiply(rows["amount"], pa.scalar(2.0)))
+
+    lowest = 0.0
+    columns = {"sent_at": "timestamp"}
+    rig = Rig(
+        tmp_path, mends=True, transform=doubled,
+        decoder=ArrowDecoder(Reader("paid"), Metadata(columns)),
+    )  # fmt: skip
+    at = pa.array([START, START + 1], pa.timestamp("us", "UTC"))
+    batch = pa.RecordBatch.from_pydict(
+        {"id": ["a", "b"], "at": at, "card": ["c", "c"], "amount": [-1.5, 1.0]}
+    )
+    rig.paid.send(arrow_stream(batch))
+    rig.step()
+    if seals:
+        rig.live.seal(rig.build, TIME_MAX)
+    (record,) = rejected(rig)
+    assert json.loads(record["payload"])["amount"] == -1.5
+    lowest = -5.0
+    rig.restarted()
+    mend(rig, record["payload"], types=record["row_types"])
+    steps(rig)
+    assert [one["reason"] for one in outcomes(rig)] == [""]
+    rows = rig.rows("paid")
+    assert [(one["id"], one["amount"]) for one in rows[-1:]] == [("a", -3.0)]
+
+
+def test_what_was_mended_and_rejected_before_types_were_kept_is_read(rig: Rig) -> None:
+    rig.paid.send(b"{")
+    rig.step()
+    rig.live.seal(rig.build, TIME_MAX)
+    (kept,) = (rig.folder / "live" / "rejected").glob("*.arrow")
+    before = pa.ipc.open_file(kept.read_bytes()).read_all().drop_columns(["row_types"])
+    with pa.OSFile(str(kept), "wb") as sink, pa.ipc.new_file(sink, before.schema) as writer:
+        writer.write_table(before)
+    mend(rig, row("mended", START))
+    (replay,) = (rig.folder / "mended_live").glob("*.parquet")
+    pq.write_table(pq.read_table(replay).drop_columns(["row_types"]), replay)
+    rig.paid.send(b"[", partition=1)
+    rig.restarted()
+    steps(rig)
+    rig.live.seal(rig.build, TIME_MAX)
+    assert [one["reason"] for one in outcomes(rig)] == [""]
+    assert [one["payload"] for one in rejected(rig)] == [b"{", b"["]

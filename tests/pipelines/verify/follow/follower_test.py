@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import shutil
 import sqlite3
-from collections.abc import Callable
-from dataclasses import replace
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import redis
 
 from tests.support.folders import build_of, stream_of
 from tests.support.proof_run import (
@@ -25,35 +30,46 @@ from tests.support.proof_run import (
     STREAM_UNTIL,
     DoesNotWaitForStragglers,
     DropsABatch,
+    FakeScorer,
     Server,
     configuration,
     rewrite_predictions,
     score_without_models,
     write_sources,
 )
+from tests.support.stores import STORES, place_of
 from tidemill.features.contract import HOUR
 from tidemill.features.errors import DamagedFile, StateMismatch
 from tidemill.features.rows import rejected
+from tidemill.pipelines.commands.follow_proof import content
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.forget import forget
 from tidemill.pipelines.forget.record import others_that_read
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.recovery.handoff import StreamRun
-from tidemill.pipelines.report.proof_page import write_proof_page
+from tidemill.pipelines.recovery.savepoints import Savepoint
+from tidemill.pipelines.report.proof_page import render_proof_page, write_proof_page
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.run.proof_record import PROOF, Cause, ProofRecord
+from tidemill.pipelines.run.proof_record import PROOF, Cause, Difference, ProofRecord
+from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify.diagnosis import EARLY
 from tidemill.pipelines.verify.findings import excusing
+from tidemill.pipelines.verify.follow.follow import FollowOptions, Step, follow
 from tidemill.pipelines.verify.follow.follower import Follower
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.online.backends import open_database
+from tidemill.serving.online.redis.rows import row_prefix
 from tidemill.serving.online.rows import KeySpace, online_keys
 from tidemill.serving.online.sqlite.scripts import rows_table
 from tidemill.serving.stores.online_places import SqlitePlace
+from tidemill.serving.stores.redis_place import RedisPlace
 
+ROW_HEAD = 28
+"""So many bytes of a row in Redis come before its cells."""
 FAULTS = {Cause.LOST, Cause.UNEXPLAINED}
 
 
@@ -100,9 +116,15 @@ def ready(backfilled: Configuration, tmp_path: Path) -> Configuration:
 def serve(server: Server) -> None:
     """Serve, and name the outputs as those of a stream's first segment."""
     server.serve()
-    folder = stream_of(server.config.root)
+    name_outputs(server.config, 1)
+
+
+def name_outputs(config: Configuration, segment: int) -> None:
+    """Name the outputs that have no segment yet as those of a segment."""
+    folder = stream_of(config.root)
     for path in [*(folder / "predictions").iterdir(), *(folder / "releases").iterdir()]:
-        path.rename(path.with_name(f"00001-{path.name}"))
+        if not path.name.startswith("0000"):
+            path.rename(path.with_name(f"{segment:05d}-{path.name}"))
 
 
 def follower(
@@ -345,33 +367,81 @@ def test_a_publication_that_was_changed_is_named(served: Configuration) -> None:
     assert record.causes[Cause.LOST] == 1
 
 
-def rows_of_fill(config: Configuration) -> str:
+@pytest.fixture(params=STORES)
+def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Configuration]:
+    """A run without faults, with each of the stores."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("served")
+        return
+    with place_of("redis", tmp_path) as place:
+        config = replace(request.getfixturevalue("ready"), online_store=place)
+        serve(Server(config))
+        yield config
+
+
+def rows_of_fill(config: Configuration) -> Any:
+    """Return what reads and writes the rows of a view behind the back of Tidemill."""
     database = open_database(config.online_store)
     (fill,) = (
         one for one in database.fills([KeySpace.of(PROJECT.name, BY_DRIVER)]) if one.is_current
     )
     database.close()
-    return rows_table(fill.id)
+    place = config.online_store
+    if isinstance(place, RedisPlace):
+        return RedisRows(redis.Redis(host=place.host, port=place.port), row_prefix(fill.id))
+    assert isinstance(place, SqlitePlace)
+    return SqliteRows(place.path, rows_table(fill.id))
+
+
+@dataclass
+class RedisRows:
+    client: Any
+    prefix: bytes
+
+    def cells(self, key: bytes) -> bytes:
+        found: bytes = self.client.get(self.prefix + key)
+        return found[ROW_HEAD:]
+
+    def change(self, key: bytes, cells: bytes) -> None:
+        found: bytes = self.client.get(self.prefix + key)
+        self.client.set(self.prefix + key, found[:ROW_HEAD] + cells)
+
+    def remove(self, key: bytes) -> None:
+        assert self.client.delete(self.prefix + key) == 1
+
+
+@dataclass
+class SqliteRows:
+    path: Path
+    table: str
+
+    def cells(self, key: bytes) -> bytes:
+        return bytes(self._run("SELECT cells FROM {} WHERE entity_key = ?", key)[0][0])
+
+    def change(self, key: bytes, cells: bytes) -> None:
+        self._run("UPDATE {} SET cells = ? WHERE entity_key = ?", cells, key)
+
+    def remove(self, key: bytes) -> None:
+        self._run("DELETE FROM {} WHERE entity_key = ?", key)
+
+    def _run(self, statement: str, *values: bytes) -> list[Any]:
+        with closing(sqlite3.connect(self.path)) as sqlite, sqlite:
+            return sqlite.execute(statement.format(f'"{self.table}"'), values).fetchall()
 
 
 def test_a_value_of_the_online_store_that_is_changed_meanwhile_is_named(
-    served: Configuration,
+    stored: Configuration,
 ) -> None:
-    following = follower(served)
+    following = follower(stored)
     while following.round() is not None:
         pass
     following.idle()
     assert following.record.mismatches == 0
+    assert following.record.counts["store_rows"] > 0
     (key,) = online_keys("driver", pa.array(["d3"]))
     (other,) = online_keys("driver", pa.array(["d4"]))
-    rows = rows_of_fill(served)
-    assert isinstance(served.online_store, SqlitePlace)
-    with sqlite3.connect(served.online_store.path) as sqlite:
-        cells = sqlite.execute(f'SELECT cells FROM "{rows}" WHERE entity_key = ?', (other,))
-        sqlite.execute(
-            f'UPDATE "{rows}" SET cells = ? WHERE entity_key = ?', (cells.fetchone()[0], key)
-        )
-    sqlite.close()
+    rows = rows_of_fill(stored)
+    rows.change(key, rows.cells(other))
     assert following.idle() is not None
     found = [one for one in following.record.differences if one.cause in FAULTS]
     assert found
@@ -382,13 +452,10 @@ def test_a_value_of_the_online_store_that_is_changed_meanwhile_is_named(
     assert following.record.mismatches == mismatches == len(found)
 
 
-def test_a_row_that_is_gone_from_the_online_store_is_named(served: Configuration) -> None:
+def test_a_row_that_is_gone_from_the_online_store_is_named(stored: Configuration) -> None:
     (key,) = online_keys("driver", pa.array(["d3"]))
-    assert isinstance(served.online_store, SqlitePlace)
-    with sqlite3.connect(served.online_store.path) as sqlite:
-        sqlite.execute(f'DELETE FROM "{rows_of_fill(served)}" WHERE entity_key = ?', (key,))
-    sqlite.close()
-    record = proven(served)
+    rows_of_fill(stored).remove(key)
+    record = proven(stored)
     assert {(one.what, one.entity, one.served) for one in record.differences
             if one.cause in FAULTS} == {("store", "d3", "NOT_FOUND")}  # fmt: skip
 
@@ -429,3 +496,163 @@ def test_an_entity_that_is_forgotten_is_forgotten_by_the_proof(served: Configura
     assert faults(again) == []
     assert 0 < again.values < record.values
     assert not any(one.entity == "d3" for one in again.differences)
+
+
+class SlowStore(Server):
+    """The online store takes what one shard of a view writes later than the rest.
+
+    Attributes:
+        is_slow: Whether it does so now.
+        held: What it has not taken yet.
+    """
+
+    is_slow = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.held: list[Release] = []
+
+    def publish(self, view: int, shard: int, release: Release) -> None:
+        if self.is_slow and (view, shard) == (0, 1):
+            self.held.append(release)
+        else:
+            super().publish(view, shard, release)
+
+    def catch_up(self) -> None:
+        self.is_slow = False
+        for release in self.held:
+            super().publish(0, 1, release)
+
+
+def begun(ready: Configuration) -> tuple[SlowStore, list[Poll]]:
+    """Serve but for the last polls, of which some requests wait; a first savepoint ends there."""
+    server = SlowStore(ready)
+    polls = list(server.polls_of_log())
+    for poll in polls[:-4]:
+        server.feed(poll)
+    name_outputs(ready, 1)
+    Savepoint(1, 0, server.polls, "states").write(stream_of(ready.root))
+    return server, polls[-4:]
+
+
+def test_rows_of_a_shard_that_falls_behind_are_expired_until_it_has_caught_up(
+    ready: Configuration,
+) -> None:
+    server, polls = begun(ready)
+    following = follower(ready)
+    assert following.round() is not None
+    assert following.record.mismatches == 0
+    assert following.record.causes.get(Cause.EXPIRED, 0) == 0
+    server.is_slow, server.segment = True, 2
+    for poll in polls:
+        server.feed(poll)
+    assert following.idle() is not None
+    record = following.record
+    found = [one for one in record.differences if one.cause == Cause.EXPIRED]
+    assert found
+    assert record.mismatches == 0
+    for one in found:
+        assert (one.what, one.view, one.served, one.recomputed) == (
+            "store", "by_driver", "OUTSIDE_MAX_AGE", "PRESENT",
+        )  # fmt: skip
+        assert one.entity in {f"d{n}" for n in range(6)}
+        assert one.as_of.startswith("2026-01-03T")
+        assert re.fullmatch(
+            r"shard 1, which has the row, is [\d,]+\.\d s behind the furthest shard of by_driver, "
+            r"and max_staleness is 900 s",
+            one.why,
+        )
+    assert record.causes[Cause.EXPIRED] == len(found) * len(BY_DRIVER.columns)
+    check_is_shown(record, found[0])
+    # It is said once for a row as of one frontier, and no more when the shard has caught up.
+    assert following.idle() is None
+    server.catch_up()
+    server.end()
+    name_outputs(ready, 2)
+    assert following.round() is not None
+    assert following.idle() is None
+    assert following.record.causes[Cause.EXPIRED] == record.causes[Cause.EXPIRED]
+    assert following.record.mismatches == 0, faults(following.record)
+
+
+def check_is_shown(record: ProofRecord, one: Difference) -> None:
+    """Check that a difference is in the page and in the JSON of its round, with what it names."""
+    page = html.unescape(render_proof_page("rides", record))
+    step = Step(record, record.rounds[-1], found=record.differences)
+    shown = json.loads(json.dumps(content(record, step)))["round"]["differences"]
+    assert asdict(one) | {"events": list(one.events)} in shown
+    for text in (one.cause, one.id, one.entity, one.why, one.served, one.recomputed, *one.events):
+        assert text in page
+
+
+class Upgraded(FakeScorer):
+    """The same bundle in another TensorFlow, on another device."""
+
+    stamps = replace(FakeScorer.stamps, device="GPU", tensorflow="2.22")
+
+    def score(self, columns: pa.RecordBatch) -> Any:
+        return super().score(columns) + np.float32(0.5**20)
+
+
+def test_scores_of_another_tensorflow_are_a_cause_of_their_own(
+    served: Configuration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score_without_models(monkeypatch, Upgraded())
+    (*_, step) = follow(served, FollowOptions(once=True), threading.Event())
+    record = step.record
+    assert record is not None
+    assert record.mismatches == 0
+    assert record.causes[Cause.VERSION] == record.counts["scores"] > 100
+    found = [one for one in step.found if one.cause == Cause.VERSION]
+    assert len(found) == 10
+    for one in found:
+        assert (one.what, one.served, one.recomputed) == (
+            "score",
+            "0.0",
+            "9.5367431640625e-07",
+        )
+        assert one.why == (
+            "bundle b1 scored it with TensorFlow 2.21 on CPU, and this process scores with "
+            "TensorFlow 2.22 on GPU"
+        )
+        (event,) = one.events
+        assert re.fullmatch(rf"{one.id} \(quotes/\d:\d+\)", event)
+    check_is_shown(record, found[0])
+
+
+def test_scores_that_differ_by_more_than_devices_do_are_no_version(
+    served: Configuration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(served, "score", 3, 0.5)
+    score_without_models(monkeypatch, Upgraded())
+    record = proven(served)
+    assert [what for what, _ in faults(record)] == ["score"]
+    assert record.causes[Cause.VERSION] == record.counts["scores"] - 1
+
+
+def test_a_request_that_was_given_up_is_lost_by_the_engine_also_before_all_have_passed_it(
+    ready: Configuration,
+) -> None:
+    begun(ready)
+    waiting = follower(ready)
+    assert waiting.round() is not None
+    (partition, position, _), *_ = waiting._asked.places()
+    record = rejected.batch(
+        rejected.Stage.ANSWER,
+        stream="quotes",
+        partition=partition,
+        positions=np.array([position]),
+        reasons=[rejected.Reason.NO_ANSWER],
+        details=["views by_zone did not answer in time"],
+        origins=[f"quotes/{partition}:{position}"],
+        payloads=[b"{}"],
+    )
+    folder = stream_of(ready.root) / "rejected_by_stream"
+    write_rows(folder, pa.Table.from_batches([record]), "00001-one")
+    found = proven(ready)
+    assert found.causes == {**waiting.record.causes, Cause.LOST: 1}
+    (one,) = [one for one in found.differences if one.cause in FAULTS]
+    assert one.what == "rejected"
+    assert one.why.endswith("has not answered it: views by_zone did not answer in time")
+    (event,) = one.events
+    assert re.fullmatch(rf"q\d+ \(quotes/{partition}:{position}\)", event)
