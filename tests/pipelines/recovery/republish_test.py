@@ -319,7 +319,14 @@ def offline_files(config: Configuration) -> set[Path]:
 
 def start_and_kill(config: Configuration, engine: str, how: str) -> None:
     """Run the stream in a process of its own, and kill it in the middle."""
-    given = str(config.path.parent), str(config.root), engine, how, "6000", str(config.stream.joiners)
+    given = (
+        str(config.path.parent),
+        str(config.root),
+        engine,
+        how,
+        "6000",
+        str(config.stream.joiners),
+    )
     process = fork_server.processes().Process(target=killed_stream.main, args=given)
     process.start()
     try:
