@@ -50,7 +50,12 @@ from tidemill.pipelines.verify.outputs.extent import Outputs
 from tidemill.pipelines.verify.prove_published import published_operators
 from tidemill.pipelines.verify.raw_history import with_live_rows
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
-from tidemill.pipelines.verify.served import Served, read_predictions, serve_beside_requests
+from tidemill.pipelines.verify.served import (
+    Served,
+    no_predictions,
+    predictions_between,
+    serve_beside_requests,
+)
 from tidemill.pipelines.verify.source_history import History, SourceHistory
 from tidemill.pipelines.verify.store_origins import Origin
 from tidemill.pipelines.verify.witness import Witnesses
@@ -175,7 +180,9 @@ def prove_stream(
     witness = witnesses.of(config, proof.features)
     history = with_live_rows(config, witness.history)
     _check_run(config, run, proof.outputs)
-    predictions = read_predictions(current.stream_folder, config.project)
+    predictions = predictions_between(current.stream_folder, config.project)
+    if predictions is None:
+        predictions = no_predictions(config.project)
     views = [view for view, origin in origins.items() if origin[:2] == (current, True)]
     database = open_database(config.online_store)
     rows = RowCheck(config.project, database, views, proof.store) if views else None

@@ -43,7 +43,6 @@ from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.output_folders import predictions_of
 from tidemill.pipelines.stream.sequence import arrivals
-from tidemill.pipelines.verify.answered import answered_streams
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
 from tidemill.pipelines.verify.instants import scalar_text
 from tidemill.pipelines.verify.outputs.places import places_of
@@ -53,7 +52,7 @@ from tidemill.pipelines.verify.source_history import (
     Seen,
     SourceHistory,
 )
-from tidemill.serving.generations.current import read_current
+from tidemill.serving.generations.current import read_current, streams_of
 from tidemill.testing.rows import REJECTED_ROWS, CheckedRows
 
 DIFFERENCES: Final = pa.schema(
@@ -124,7 +123,8 @@ def compare_with_run(root: Path | str, project: Project) -> RunComparison:
     """
     root = Path(root)
     current = read_current(root)
-    run = next(iter(answered_streams(current)), current)
+    answered = (one for one in streams_of(root) if predictions_of(one.stream_folder).has_any())
+    run = next(answered, current)
     log, stream = Log(run.build_folder), run.stream_folder
     predictions = _predictions(stream)
     sources, rejected = _sources(log, project)

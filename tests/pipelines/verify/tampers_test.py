@@ -344,7 +344,7 @@ def _predictions() -> list[Tamper]:
             "score",
             "score",
         ),
-        Tamper("a file", removed("predictions"), "InputError"),
+        Tamper("a file", removed("predictions"), "missing"),
         Tamper("a prediction", rows("predictions", lambda table: table.slice(1)), "missing"),
         Tamper(
             "a row twice",
