@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import BoolArray, Int64Array
-from tidemill.features.definitions import FeatureView
+from tidemill.features.definitions import ARROW_TYPES, FeatureView, Project
 from tidemill.features.errors import StateMismatch
 from tidemill.features.kernel import hashing
+from tidemill.features.kernel.prepare import fixed_binary
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.io.log import PARTITION, POSITION, forgotten_rows
@@ -30,6 +31,8 @@ from tidemill.pipelines.recovery.log_parts import (
 from tidemill.pipelines.recovery.savepoints import faults_of_savepoint
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.scratch import scratch_folder
+from tidemill.pipelines.stream.answer_join import answered_schema
+from tidemill.pipelines.stream.infer import predictions as predictions_of
 from tidemill.pipelines.verify.compare_build import compare_record
 from tidemill.pipelines.verify.compare_labels import answered_after_label
 from tidemill.pipelines.verify.compare_offline import compare_offline
@@ -52,7 +55,6 @@ from tidemill.pipelines.verify.raw_history import with_live_rows
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
 from tidemill.pipelines.verify.served import (
     Served,
-    no_predictions,
     predictions_between,
     serve_beside_requests,
 )
@@ -182,7 +184,7 @@ def prove_stream(
     _check_run(config, run, proof.outputs)
     predictions = predictions_between(current.stream_folder, config.project)
     if predictions is None:
-        predictions = no_predictions(config.project)
+        predictions = _no_predictions(config.project)
     views = [view for view, origin in origins.items() if origin[:2] == (current, True)]
     database = open_database(config.online_store)
     rows = RowCheck(config.project, database, views, proof.store) if views else None
@@ -414,3 +416,22 @@ def _late_rows(
         }
         for row in rows.tolist()
     ]
+
+
+def _no_predictions(project: Project) -> pa.Table:
+    """Return the predictions of a stream that has answered nothing, ``(0,)``."""
+    number = pa.array([], pa.int64())
+    of_views = fixed_binary(np.zeros((0, len(project.views)), np.int64))
+    of_columns = (
+        fixed_binary(np.zeros((0, len(project.columns)), t)) for t in (np.int64, np.uint8)
+    )
+    answered = pa.RecordBatch.from_arrays(
+        [
+            *(pa.array([], ARROW_TYPES[dtype]) for dtype in project.request.schema.values()),
+            *(number, number, number, number),
+            *(of_views, of_views, of_views),
+            *of_columns,
+        ],
+        names=answered_schema(project),
+    )
+    return pa.Table.from_batches([predictions_of(project, None, answered, 0)])

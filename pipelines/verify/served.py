@@ -14,13 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.definitions import ARROW_TYPES, Project
+from tidemill.features.definitions import Project
 from tidemill.features.errors import InputError
-from tidemill.features.kernel.prepare import fixed_binary
 from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.stream.answer_join import answered_schema
-from tidemill.pipelines.stream.infer import predictions
 from tidemill.pipelines.stream.output_folders import predictions_of
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.instants import field_text
@@ -113,25 +110,6 @@ def predictions_between(
             )
     with reading(root / paths.PREDICTIONS, _MEND):
         return pa.concat_tables(tables) if tables else None
-
-
-def no_predictions(project: Project) -> pa.Table:
-    """Return the predictions of a stream that has answered nothing, ``(0,)``."""
-    number = pa.array([], pa.int64())
-    of_views = fixed_binary(np.zeros((0, len(project.views)), np.int64))
-    of_columns = (
-        fixed_binary(np.zeros((0, len(project.columns)), t)) for t in (np.int64, np.uint8)
-    )
-    answered = pa.RecordBatch.from_arrays(
-        [
-            *(pa.array([], ARROW_TYPES[dtype]) for dtype in project.request.schema.values()),
-            *(number, number, number, number),
-            *(of_views, of_views, of_views),
-            *of_columns,
-        ],
-        names=answered_schema(project),
-    )
-    return pa.Table.from_batches([predictions(project, None, answered, 0)])
 
 
 def serve_beside_requests(
