@@ -180,11 +180,11 @@ class StoreWriter:
     def _patiently(self, action: Callable[[], _T]) -> _T:
         return retry_while_unavailable(action, self._database.name, self._give_up_after_us)
 
-    def _offer(self, parcels: Sequence[Parcel]) -> list[_Refused]:
+    def _offer(self, parcels: Sequence[Parcel]) -> list[_RefusedParcel]:
         """Write parcels; return those that the store refuses because it has lost writes."""
         return self._patiently(lambda: self._offered(parcels))
 
-    def _offered(self, parcels: Sequence[Parcel]) -> list[_Refused]:
+    def _offered(self, parcels: Sequence[Parcel]) -> list[_RefusedParcel]:
         try:
             self._database.publish(parcels)
         except (LostPublications, NoKeySpace):
@@ -196,7 +196,7 @@ class StoreWriter:
             try:
                 self._publish_alone(parcel)
             except (LostPublications, NoKeySpace) as error:
-                refused.append(_Refused(parcel, error))
+                refused.append(_RefusedParcel(parcel, error))
         return refused
 
     def _publish_alone(self, parcel: Parcel) -> None:
@@ -209,7 +209,7 @@ class StoreWriter:
             self._restore()
             self._database.publish([self._as_now(parcel)])
 
-    def _mend(self, refused: list[_Refused], whole: WholeParcels) -> None:
+    def _mend(self, refused: list[_RefusedParcel], whole: WholeParcels) -> None:
         """Write the whole shards of refused parcels, until none is refused."""
         deadline_s = time.monotonic() + self._give_up_after_us / SECOND
         waits_s = _FIRST_WAIT_S
@@ -281,7 +281,7 @@ class StoreWriter:
             self._database.withdraw(parcel, found)
 
 
-class _Refused(NamedTuple):
+class _RefusedParcel(NamedTuple):
     """A parcel that the store refuses because it has lost writes, and what it says."""
 
     parcel: Parcel

@@ -23,7 +23,8 @@ def draining(say: Callable[[str], None], what: str = STREAM) -> Iterator[threadi
     """Set the yielded event at the first signal while the block runs.
 
     Args:
-        say: Tells a person what happens.
+        say: Tells a person what happens; called in a thread. A handler of a signal interrupts the
+            main thread anywhere, also amid writing to the same terminal.
         what: What happens, and what a second signal does.
     """
     asked = threading.Event()
@@ -32,14 +33,24 @@ def draining(say: Callable[[str], None], what: str = STREAM) -> Iterator[threadi
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
+    names: list[str] = []
+    has_news = threading.Event()
+
+    def tell() -> None:
+        has_news.wait()
+        for name in names:
+            say(f"{name}: {what}")
 
     def ask(number: int, _: FrameType | None) -> None:
+        names.append(signal.Signals(number).name)
         asked.set()
+        has_news.set()
         for one, handler in before.items():
             signal.signal(one, handler)
-        name = signal.Signals(number).name
-        say(f"{name}: {what}")
 
+    # Started before: a handler may not start one, since it may interrupt another such start.
+    teller = threading.Thread(target=tell, name="draining", daemon=True)
+    teller.start()
     for number in numbers:
         signal.signal(number, ask)
     try:
@@ -47,3 +58,5 @@ def draining(say: Callable[[str], None], what: str = STREAM) -> Iterator[threadi
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        has_news.set()
+        teller.join()

@@ -44,7 +44,7 @@ def find_origins(config: Configuration, streams: Sequence[Current]) -> dict[str,
 
     Args:
         config: The configuration.
-        streams: The folders of the root's streams that have begun, the newest one first.
+        streams: The folders of the root's streams that have released, the newest one first.
 
     Returns:
         By view; empty if nothing was published.

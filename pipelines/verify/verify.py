@@ -28,7 +28,6 @@ from tidemill.pipelines.forget.record import FORGOTTEN, forgotten_rows, others_t
 from tidemill.pipelines.io.live.live_log import LIVE
 from tidemill.pipelines.io.live.removed import RemovedRows
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.verify.begun import begun_streams
 from tidemill.pipelines.verify.compare_archive import compare_archive
 from tidemill.pipelines.verify.compare_oracle import DEADLINE_S
 from tidemill.pipelines.verify.definitions_of import made_otherwise
@@ -42,6 +41,7 @@ from tidemill.pipelines.verify.prove_stream import (
     nothing_streamed,
     prove_stream,
 )
+from tidemill.pipelines.verify.released import released_streams
 from tidemill.pipelines.verify.store_origins import find_origins
 from tidemill.pipelines.verify.witness import Witnesses
 
@@ -83,7 +83,7 @@ def _verify(
     config: Configuration, progress: Progress, sample: int, deadline_s: float
 ) -> dict[str, Any]:
     began = time.perf_counter()
-    streams = begun_streams(config.current)
+    streams = released_streams(config.current)
     origins, sampling = find_origins(config, streams), Sampling(sample, deadline_s)
     witnesses, everything, earlier = Witnesses(progress), Findings(), []
     build = prove_build(config, streams, progress, witnesses)
@@ -112,7 +112,7 @@ def _verify(
             }
         )
     if not streams:
-        progress.say(f"no stream in {config.root} has begun yet")
+        progress.say(f"no stream in {config.root} has released anything yet")
     blank = forgotten_rows(config.root, config.current.generation)
     if blank:
         progress.say(

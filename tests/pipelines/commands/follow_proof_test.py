@@ -60,6 +60,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = CONFIGURATION.format(
         bootstrap="127.0.0.1:1", payments="paid", checks="asked", engine="fnapi", mode="exact",
         train_until="2026-11-01T00:00:00Z", until="2026-11-02T00:00:00Z", savepoint_every="10m",
+        format="json", shards=2,
     )  # fmt: skip
     (tmp_path / "tidemill.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)

@@ -52,6 +52,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configuration:
             engine="fnapi",
             mode="exact",
             savepoint_every="10m",
+            format="json",
+            shards=2,
         )
     )
     return load(tmp_path / "tidemill.yaml")
