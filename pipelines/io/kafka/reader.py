@@ -166,14 +166,6 @@ class Reader:
         self._paused = self._paused - frozenset(partitions)
         self._consumer.resume([where for where in partitions if where not in self._lost])
 
-    def pause_only(self, partitions: Collection[Partition]) -> None:
-        """Give no messages of these partitions, and those of all others."""
-        wanted = frozenset(partitions)
-        if resumed := self._paused - wanted:
-            self.resume(resumed)
-        if paused := wanted - self._paused:
-            self.pause(paused)
-
     def partitions(self, topic: str) -> tuple[int, ...]:
         """Return the numbers of a topic's partitions, ascending.
 
