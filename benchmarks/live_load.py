@@ -31,13 +31,13 @@ Make = Callable[[bool, int, Sequence[int]], bytes]
 
 def one_object(is_request: bool, number: int, cards: Sequence[int]) -> bytes:
     """Return a JSON object: the message of one row."""
-    return json.dumps(_row(is_request, number, cards[0], _now())).encode()
+    return json.dumps(row_of(is_request, str(number), cards[0], _now())).encode()
 
 
 def array_of_objects(is_request: bool, number: int, cards: Sequence[int]) -> bytes:
     """Return a JSON array."""
     now = _now()
-    rows = [_row(is_request, number + n, card, now) for n, card in enumerate(cards)]
+    rows = [row_of(is_request, str(number + n), card, now) for n, card in enumerate(cards)]
     return json.dumps(rows).encode()
 
 
@@ -64,10 +64,11 @@ def _now() -> str:
     return f"{np.datetime64(time.time_ns() // 1_000, 'us')}Z"
 
 
-def _row(is_request: bool, number: int, card: int, now: str) -> dict[str, object]:
+def row_of(is_request: bool, name: str, card: int, at: str) -> dict[str, object]:
+    """Return a row: its id ends with a name, and it is of an instant."""
     if is_request:
-        return {"check": f"c-{number}", "asked_at": now, "card": f"c-{card}", "wanted": 1.5}
-    return {"payment": f"p-{number}", "paid_at": now, "card": f"c-{card}", "amount": 2.25}
+        return {"check": f"c-{name}", "asked_at": at, "card": f"c-{card}", "wanted": 1.5}
+    return {"payment": f"p-{name}", "paid_at": at, "card": f"c-{card}", "amount": 2.25}
 
 
 def maker(rows: int, form: str) -> Make:

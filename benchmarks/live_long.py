@@ -32,7 +32,7 @@ import psutil
 from kafka import KafkaConsumer, TopicPartition
 
 from benchmarks.live import DISORDER_MS, Reader, load, proven
-from benchmarks.live_load import CARDS, PARTITIONS, REQUEST_EVERY
+from benchmarks.live_load import CARDS, PARTITIONS, REQUEST_EVERY, row_of
 from benchmarks.measure import AnswersDiffer, Figure, Report
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject, instant
@@ -148,12 +148,8 @@ def draw(path: Path, at_s: np.ndarray, took_ms: np.ndarray, watch: Watch) -> Non
     ends = np.linspace(0, at_s.max(), 121)
     middles = (ends[1:] + ends[:-1]) / 120
     for percent, style in ((50, "-"), (99, "--")):
-        values = [
-            np.percentile(took_ms[(at_s >= low) & (at_s < high)], percent)
-            if ((at_s >= low) & (at_s < high)).any()
-            else np.nan
-            for low, high in itertools.pairwise(ends)
-        ]
+        spans = (took_ms[(at_s >= low) & (at_s < high)] for low, high in itertools.pairwise(ends))
+        values = [np.percentile(found, percent) if len(found) else np.nan for found in spans]
         above.plot(middles, values, style, color="tab:blue", label=f"p{percent}")
     above.set(ylabel="request to prediction, ms", ylim=(0, None))
     above.legend()
@@ -172,11 +168,7 @@ def produce_past(project: LiveProject, rows: int, begin_us: int, end_us: int) ->
     for number in range(rows):
         at_us = begin_us + (end_us - begin_us) * number // rows
         is_request, card = number % REQUEST_EVERY == 0, chance.randrange(CARDS)
-        if is_request:
-            row = {"check": f"o-{number}", "asked_at": instant(at_us), "card": f"c-{card}"}
-        else:
-            row = {"payment": f"o-{number}", "paid_at": instant(at_us), "card": f"c-{card}"}
-        row["wanted" if is_request else "amount"] = 1.5  # type: ignore[assignment]
+        row = row_of(is_request, f"old-{number}", card, instant(at_us))
         topic = project.topics["checks" if is_request else "payments"]
         while True:
             try:

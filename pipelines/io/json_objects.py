@@ -24,6 +24,7 @@ _ESCAPED: Final = r'["\\\x00-\x1f]'
 """What JSON cannot have in a text as it is."""
 _FEW: Final = 64
 """A call of Arrow takes as long as writing so many values one by one, in magnitude."""
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
 
 
 def json_objects(rows: pa.RecordBatch) -> pa.Array:
@@ -56,10 +57,10 @@ def _opening(index: int, name: str) -> str:
 
 def _few_objects(rows: pa.RecordBatch) -> list[str]:
     """Return the objects of `json_objects` without its some ten calls of Arrow a column."""
-    columns = [
-        [_opening(index, name) + value for value in _few_values(name, rows.column(index))]
-        for index, name in enumerate(rows.schema.names)
-    ]
+    columns = []
+    for index, name in enumerate(rows.schema.names):
+        opening = _opening(index, name)
+        columns.append([opening + value for value in _few_values(name, rows.column(index))])
     return ["".join(values) + "}" for values in zip(*columns, strict=True)]
 
 
@@ -79,9 +80,6 @@ def _few_values(name: str, column: pa.Array) -> list[str]:
     else:
         raise _formless(name, kind)
     return ["null" if value is None else write(value) for value in column.to_pylist()]
-
-
-_ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
 
 
 def _float(value: float, text: str) -> str:
