@@ -9,6 +9,7 @@ import pytest
 
 from tests.pipelines.io.kafka.cluster import connection_to
 from tests.support.kafka_broker import TestBroker
+from tidemill.pipelines.io.kafka.child_process.library import InChildProcess
 from tidemill.pipelines.io.kafka.choosing import CLIENTS, choose_client
 from tidemill.pipelines.io.kafka.client import Client, ProducerSettings
 from tidemill.pipelines.io.kafka.connection import Connection
@@ -19,9 +20,22 @@ NewReader = Callable[..., Reader]
 NewWriter = Callable[..., Writer]
 
 
-@pytest.fixture(params=CLIENTS)
+_BESIDE = "kafka-python in a process beside"
+
+
+@pytest.fixture(scope="session")
+def beside() -> Iterator[InChildProcess]:
+    """One process for all tests."""
+    with InChildProcess() as client:
+        yield client
+
+
+@pytest.fixture(params=[*CLIENTS, _BESIDE])
 def client(request: pytest.FixtureRequest) -> Client:
     """Each client library in turn."""
+    if request.param == _BESIDE:
+        found: Client = request.getfixturevalue("beside")
+        return found
     return choose_client(request.param)
 
 
