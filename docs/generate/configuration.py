@@ -126,6 +126,7 @@ stream:
   keep_live: 30d
   gap_batches: 200
   joiners: 2
+  readers: 2
 predictions: {kafka: {bootstrap: "localhost:9092", topic: predictions}}
 rejected: {kafka: {bootstrap: "localhost:9092", topic: rejected}}
 metrics: {listen: "localhost:9464"}

@@ -29,7 +29,7 @@ online_store: {type: sqlite, path: online.db}  # `pipelines.config.online_sectio
 offline_store: {type: parquet}  # optional (`pipelines.config.offline_section`)
 registry: {type: file, path: registry.db}  # optional (`pipelines.config.registry_section`)
 stream: {engine: fnapi, mode: exact, poll_rows: 4096, speed: null, answer_within: 5m,
-         gap_batches: 1000, joiners: 1}
+         gap_batches: 1000, joiners: 1, readers: 1}
 predictions: {kafka: {...}}     # optional: also to a topic (`pipelines.config.sink_section`)
 rejected: {kafka: {...}}        # optional: rejected records likewise
 archive: {folder: archive}      # optional: rows of topics (`pipelines.config.archive_section`)
@@ -100,6 +100,7 @@ STREAM_KEYS: Final = {
     "keep_live": Value.duration_us,
     "gap_batches": Value.count,
     "joiners": Value.count,
+    "readers": Value.count,
 }
 
 
@@ -171,6 +172,8 @@ class StreamOptions:
         joiners: The number of shards of the stage that joins the answers of views, scores requests
             and writes predictions: the requests of a partition go to the shard of its number modulo
             this one. A stream keeps the number that it was begun with.
+        readers: The number of processes that read topics; each reads a share of the partitions of
+            every topic.
     """
 
     engine: str | None = None
@@ -182,6 +185,7 @@ class StreamOptions:
     keep_live_us: int | None = None
     gap_batches: int = 1000
     joiners: int = 1
+    readers: int = 1
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from tidemill.pipelines.delivery.deliver import Deliver, forget, share
 from tidemill.pipelines.delivery.outbox import Outbox
 from tidemill.pipelines.delivery.record import Delivered, DeliveryRecord
 from tidemill.pipelines.delivery.topic_sink import TopicSink
+from tidemill.pipelines.io.kafka.child_process.library import InChildProcess
 from tidemill.pipelines.io.write_outputs import WriteOutputs
 from tidemill.pipelines.run.holder import root_id
 from tidemill.serving.generations.current import Current
@@ -46,6 +47,7 @@ class Delivery:
         segment: The number of the run's first segment.
         sinks: Section of the configuration to its sink.
         writer: A random text, which tells this process from one that replaces it.
+        opened: Closes the sinks, and ends the process in which their producers run.
         figures: Counts by section, once the run has ended; none without topics.
     """
 
@@ -55,6 +57,7 @@ class Delivery:
     segment: int
     sinks: Mapping[str, TopicSink]
     writer: str
+    opened: ExitStack
     figures: Mapping[str, Any] = field(default_factory=dict)
     _noted: dict[int, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     _outboxes: dict[str, Outbox] = field(default_factory=dict)
@@ -80,13 +83,17 @@ class Delivery:
             record = DeliveryRecord.read(folder)
             return record is not None and record.writer == writer
 
-        sinks = {
-            name: TopicSink(
-                name, sink, f"tidemill-{root_id(current.root)}-{SINKS.index(name)}", is_owner
+        with ExitStack() as opened:
+            sinks = {}
+            if configured:
+                client = opened.enter_context(InChildProcess())
+            for name, sink in configured.items():
+                id_ = f"tidemill-{root_id(current.root)}-{SINKS.index(name)}"
+                sinks[name] = TopicSink(name, sink, id_, is_owner, client)
+                opened.callback(sinks[name].close)
+            return Delivery(
+                run, stream_id(current), folder, segment, sinks, writer, opened.pop_all()
             )
-            for name, sink in configured.items()
-        }
-        return Delivery(run, stream_id(current), folder, segment, sinks, writer)
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -118,8 +125,7 @@ class Delivery:
             forget(self.run)
             for outbox in self._outboxes.values():
                 outbox.close()
-            for sink in self.sinks.values():
-                sink.close()
+            self.opened.close()
 
     def step(self, name: str, write: WriteOutputs) -> WriteOutputs | Deliver:
         """Return the step that writes outputs, to their topic first if the configuration names one.

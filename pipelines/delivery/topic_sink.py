@@ -40,7 +40,7 @@ from tidemill.pipelines.delivery.places import Place, Places
 from tidemill.pipelines.delivery.read_back import TopicEnds, check_retention, read_back
 from tidemill.pipelines.delivery.record import Delivered
 from tidemill.pipelines.io.kafka.choosing import choose_client
-from tidemill.pipelines.io.kafka.client import ProducerSettings
+from tidemill.pipelines.io.kafka.client import Client, ProducerSettings
 from tidemill.pipelines.io.kafka.reach import reach
 from tidemill.pipelines.io.kafka.writer import Writer
 
@@ -71,6 +71,7 @@ class TopicSink:
         sink: The topic.
         transactional_id: The id of its writers, of which the newest alone can write.
         is_owner: Tells whether this process is the one that writes for the stream.
+        client: The client library that writes.
 
     Attributes:
         written: How many messages were written.
@@ -86,8 +87,10 @@ class TopicSink:
         sink: KafkaSink,
         transactional_id: str,
         is_owner: Callable[[], bool] = lambda: True,
+        client: Client | None = None,
     ) -> None:
         self.name, self.sink = name, sink
+        self._client = client or choose_client()
         self._id, self._is_owner = transactional_id, is_owner
         self._give_up_s = sink.give_up_after_us / SECOND
         self._connection = sink.connection
@@ -102,7 +105,7 @@ class TopicSink:
 
     def _connect(self) -> Writer:
         reach(self._connection, reads=[self.sink.topic], writes=[self.sink.topic])
-        asker = choose_client().asker(self._connection)
+        asker = self._client.asker(self._connection)
         try:
             self._largest = asker.largest_message(self.sink.topic) or _LARGEST
         finally:
@@ -116,7 +119,7 @@ class TopicSink:
             max_message_bytes=self._largest,
             give_up_s=min(_ONE_TRY_S, self._give_up_s),
         )
-        return Writer(choose_client(), self._connection, settings)
+        return Writer(self._client, self._connection, settings)
 
     def begin(self, stream: str, segment: int, before: Delivered | None) -> Delivered:
         """Read back what a stream has written since its savepoint.

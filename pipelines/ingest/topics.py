@@ -16,6 +16,7 @@ from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.ingest.build_topics import BuildTopic
 from tidemill.pipelines.io.files.judged_rows import Judge
 from tidemill.pipelines.io.files.readers import Reader as RowReader
+from tidemill.pipelines.io.kafka.child_process.library import InChildProcess
 from tidemill.pipelines.io.kafka.choosing import choose_client
 from tidemill.pipelines.io.kafka.client import Partition
 from tidemill.pipelines.io.kafka.reader import Reader
@@ -120,11 +121,12 @@ def open_topics(
     """
     ids = _ids_so_far(config.project.request, log, unsealed)
     with ExitStack() as opened:
+        client = opened.enter_context(InChildProcess(readers=config.stream.readers))
         sources = []
         for name, begin in sorted(offsets.items()):
             source = config.sources[name]
             assert source.kafka is not None
-            reader = opened.enter_context(Reader(choose_client(), source.kafka.connection))
+            reader = opened.enter_context(Reader(client, source.kafka.connection))
             reader.assign(
                 {Partition(source.kafka.topic, n): offset for n, offset in enumerate(begin)}
             )

@@ -11,7 +11,7 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -109,6 +109,7 @@ class MemoryTopics:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let sources read these topics in the place of a broker's."""
         monkeypatch.setattr(topics_module, "choose_client", lambda: self)
+        monkeypatch.setattr(topics_module, "InChildProcess", lambda readers: nullcontext(self))
         monkeypatch.setattr(topics_module, "Reader", MemoryReader)
         monkeypatch.setattr(committed_offsets, "choose_client", lambda: self)
 

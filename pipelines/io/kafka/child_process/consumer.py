@@ -80,6 +80,9 @@ class ChildConsumer:
     Args:
         process: The process in which it runs.
         request: What it asks for.
+
+    Attributes:
+        pipe: What it comes by, while there is a process.
     """
 
     def __init__(self, process: ChildProcess, request: ConsumerRequest) -> None:
@@ -89,7 +92,7 @@ class ChildConsumer:
         self._paused: frozenset[Partition] = frozenset()
         self._error: BaseException | None = None
         self._again_s = 0.0
-        self._pipe: Pipe | None = process.connect(request)
+        self.pipe: Pipe | None = process.connect(request)
 
     def assign(self, positions: Positions) -> None:
         """See `client.Consumer.assign`."""
@@ -131,9 +134,9 @@ class ChildConsumer:
 
     def close(self) -> None:
         """See `client.Consumer.close`."""
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
+        if self.pipe is not None:
+            self.pipe.close()
+            self.pipe = None
 
     def _next(self, wait_s: float) -> _Batch | None:
         """Return the next batch of the assignment; None if none has come in time."""
@@ -161,23 +164,23 @@ class ChildConsumer:
     def _lose(self, pipe: Pipe) -> None:
         _log.warning("the process that reads topics has ended; another one goes on")
         pipe.close()
-        self._pipe = None
+        self.pipe = None
 
     def _connected(self) -> Pipe | None:
         """Return the connection; connect to another process, which goes on, if one has ended."""
-        if self._pipe is None and time.monotonic() >= self._again_s:
+        if self.pipe is None and time.monotonic() >= self._again_s:
             try:
                 pipe = self._process.connect(self._request)
             except BrokerUnreachable as error:
                 _log.warning("%s; it is tried again", error)
                 self._again_s = time.monotonic() + _AGAIN_S
                 return None
-            self._pipe = pipe
+            self.pipe = pipe
             self._assignment += 1
             self._tell(_Assign(self._assignment, self._positions))
             if self._paused:
                 self._tell(_Pause(tuple(self._paused), is_paused=True))
-        return self._pipe
+        return self.pipe
 
 
 def serve_consumer(pipe: Pipe, consumer: Consumer) -> None:

@@ -1,13 +1,15 @@
-"""A client library whose consumers and producers run in a process beside."""
+"""A client library whose consumers and producers run in processes beside."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
 from tidemill.pipelines.io.kafka.child_process.consumer import ChildConsumer, ConsumerRequest
 from tidemill.pipelines.io.kafka.child_process.process import ChildProcess
 from tidemill.pipelines.io.kafka.child_process.producer import ChildProducer, ProducerRequest
+from tidemill.pipelines.io.kafka.child_process.shares import Shares
 from tidemill.pipelines.io.kafka.choosing import KAFKA_PYTHON, choose_client
 from tidemill.pipelines.io.kafka.client import Asker, Consumer, Producer, ProducerSettings
 from tidemill.pipelines.io.kafka.connection import Connection
@@ -18,21 +20,30 @@ class InChildProcess:
 
     Args:
         name: The client library (`choosing.choose_client`).
+        readers: The number of processes in which a consumer runs: each reads a share of its
+            partitions. Producers run in the first.
 
     Attributes:
-        process: The process in which its consumers and producers run.
+        processes: The processes.
 
     Raises:
         ConfigurationError: No client has this name, or it is not installed.
     """
 
-    def __init__(self, name: str = KAFKA_PYTHON) -> None:
+    def __init__(self, name: str = KAFKA_PYTHON, readers: int = 1) -> None:
         self._name, self._here = name, choose_client(name)
-        self.process = ChildProcess()
+        self.processes = tuple(ChildProcess() for _ in range(readers))
 
     def consumer(self, connection: Connection) -> Consumer:
         """See `client.Client.consumer`."""
-        return ChildConsumer(self.process, ConsumerRequest(self._name, connection))
+        request = ConsumerRequest(self._name, connection)
+        with ExitStack() as opened:
+            consumers = []
+            for process in self.processes:
+                consumers.append(ChildConsumer(process, request))
+                opened.callback(consumers[-1].close)
+            opened.pop_all()
+        return consumers[0] if len(consumers) == 1 else Shares(consumers)
 
     def asker(self, connection: Connection) -> Asker:
         """See `client.Client.asker`."""
@@ -40,11 +51,12 @@ class InChildProcess:
 
     def producer(self, connection: Connection, settings: ProducerSettings) -> Producer:
         """See `client.Client.producer`."""
-        return ChildProducer(self.process, ProducerRequest(self._name, connection, settings))
+        return ChildProducer(self.processes[0], ProducerRequest(self._name, connection, settings))
 
     def close(self) -> None:
-        """End the process."""
-        self.process.close()
+        """End the processes."""
+        for process in self.processes:
+            process.close()
 
     def __enter__(self) -> Self:
         return self

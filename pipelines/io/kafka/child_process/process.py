@@ -66,7 +66,7 @@ class ChildProcess:
         try:
             pipe.send(request)
             if not pipe.poll(self._start_s + within_s):
-                self._end()
+                self._end(wait_s=0.0)
                 raise BrokerUnreachable(
                     "the process that reads or writes topics did not answer within "
                     f"{self._start_s + within_s:g} s, and was ended"
@@ -122,9 +122,11 @@ class ChildProcess:
         finally:
             other.close()
             os.close(written)
-        threading.Thread(target=_log, args=(logs,), name="kafka-child-logs", daemon=True).start()
+        threading.Thread(
+            target=log_until_end, args=(logs,), name="kafka-child-logs", daemon=True
+        ).start()
 
-    def _end(self) -> None:
+    def _end(self, wait_s: float = _END_S) -> None:
         with self._lock:
             process, control = self._process, self._control
             self._process = self._control = None
@@ -132,7 +134,7 @@ class ChildProcess:
             control.close()
         if process is not None:
             try:
-                process.wait(_END_S)
+                process.wait(wait_s)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -143,8 +145,12 @@ class ChildProcess:
         return "" if status is None else f" (status {status})"
 
 
-def _log(number: int) -> None:
-    """Log what a child process logs, until it ends."""
+def log_until_end(number: int) -> None:
+    """Log what a child process logs, until it ends.
+
+    Args:
+        number: The file that it writes to (`PipeHandler`), which is closed then.
+    """
     pipe = Pipe(number, writable=False)
     with pipe, suppress(EOFError, OSError):
         while True:
@@ -174,6 +180,11 @@ class PipeHandler(logging.Handler):
         sent.exc_info = None
         with suppress(OSError):  # the parent has ended, and so will this process
             self._pipe.send(sent)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._pipe.close()
+        super().close()
 
 
 def portable(error: BaseException) -> BaseException:
