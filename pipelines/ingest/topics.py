@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -85,6 +85,9 @@ class _TopicReader:
 
     def poll(self, wait_s: float, max_messages: int) -> Sequence[Messages]:
         return self.reader.poll(wait_s, max_messages=max_messages)
+
+    def leave_out(self, partitions: Collection[int]) -> None:
+        self.reader.leave_out([Partition(self.topic, number) for number in partitions])
 
     def positions(self) -> Mapping[int, int]:
         return {place.partition: offset for place, offset in self.reader.positions().items()}

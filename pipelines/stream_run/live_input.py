@@ -43,6 +43,7 @@ from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.resume import Reached, Start
+from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.telemetry.polls_taken import PollsTaken
 from tidemill.pipelines.telemetry.reader_figures import ReaderFigures
 from tidemill.pipelines.telemetry.running import figures_place, stream_drains
@@ -50,6 +51,8 @@ from tidemill.pipelines.telemetry.running import figures_place, stream_drains
 STOP: Final = "stop.json"
 """The file of a stream's folder that names the poll after which it stops."""
 _AGAIN_SECONDS: Final = 1.0
+_AHEAD_US: Final = 60 * SECOND
+"""Whenever a partition is left out or read again, what was read ahead is read twice."""
 _MOST_UNREAD: Final = 1
 """The most polls that are written down and that no operator has taken. A stream that does not keep
 up then gets larger polls, which cost less a row, and not more of them to wait for."""
@@ -308,7 +311,11 @@ class LiveInput:
             order,
             self.live.polls,
             self.live.sealed().offsets,
-            Pace(poll_messages=self.config.stream.poll_rows, quiet_us=max(waits)),
+            Pace(
+                poll_messages=self.config.stream.poll_rows,
+                quiet_us=max(waits),
+                ahead_us=_AHEAD_US if Mode(self.start.run.mode) is Mode.EXACT else None,
+            ),
             # Rows received before the savepoint would not belong to this stream.
             after_us=self.start.handoff.as_of_us - 1,
             mended=MendedFiles(self.config.root, self.live, topics, self.say),

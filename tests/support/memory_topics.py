@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,6 +129,7 @@ class MemoryReader:
     def __init__(self, topics: MemoryTopics, connection: Any) -> None:
         self._topics = topics.topics
         self._at: dict[Partition, int] = {}
+        self._paused: frozenset[Partition] = frozenset()
 
     def __enter__(self) -> Self:
         return self
@@ -142,6 +143,8 @@ class MemoryReader:
     def poll(self, wait_s: float, max_messages: int) -> list[Messages]:
         given = []
         for where, at in self._at.items():
+            if where in self._paused:
+                continue
             found = self._topics[where.topic][where.partition][at : at + max_messages]
             max_messages -= len(found)
             self._at[where] = at + len(found)
@@ -158,6 +161,9 @@ class MemoryReader:
                     )
                 )
         return given
+
+    def leave_out(self, partitions: Collection[Partition]) -> None:
+        self._paused = frozenset(partitions)
 
     def positions(self) -> dict[Partition, int]:
         return dict(self._at)

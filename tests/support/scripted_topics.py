@@ -7,7 +7,7 @@ or gaps (markers and aborted messages) over which a poll moves without giving an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -72,6 +72,7 @@ class ScriptedTopic:
         first: The first offset of each.
         stable: Partition to its last stable offset, where a transaction is open.
         hidden: Partitions whose messages are there and that no poll gives.
+        left_out: Partitions that the reader does not ask for now.
         is_away: Whether the broker does not answer.
     """
 
@@ -79,13 +80,14 @@ class ScriptedTopic:
     first: int = 0
     stable: dict[int, int] = field(default_factory=dict)
     hidden: set[int] = field(default_factory=set)
+    left_out: set[int] = field(default_factory=set)
     is_away: bool = False
 
     def __post_init__(self) -> None:
         self._messages: list[list[tuple[int, bytes | None, bytes | None] | None]] = [
             [] for _ in range(self.count)
         ]
-        self._at = [self.first] * self.count
+        self._at, self._polls = [self.first] * self.count, 0
 
     def send(
         self,
@@ -108,8 +110,10 @@ class ScriptedTopic:
     def poll(self, wait_s: float, max_messages: int) -> list[Messages]:
         """See `TopicReader`."""
         given: list[Messages] = []
-        for partition in range(len(self._at)):
-            if partition in self.hidden or self.is_away:
+        self._polls += 1
+        order = np.roll(np.arange(len(self._at)), self._polls).tolist()  # each is first in turn
+        for partition in order:
+            if partition in self.hidden | self.left_out or self.is_away:
                 continue
             found: list[tuple[int, int, bytes | None, bytes | None]] = []
             while max_messages and self._at[partition] < self._end(partition):
@@ -130,6 +134,10 @@ class ScriptedTopic:
 
     def _end(self, partition: int) -> int:
         return self.stable.get(partition, self.first + len(self._messages[partition]))
+
+    def leave_out(self, partitions: Collection[int]) -> None:
+        """See `TopicReader`."""
+        self.left_out = set(partitions)
 
     def positions(self) -> Mapping[int, int]:
         """See `TopicReader`."""

@@ -7,6 +7,7 @@
 * A topic that is deleted, or deleted and made again, is an error by name within about two seconds.
 * While the broker is away, polls give nothing; after ``patience_s`` they raise why.
 * A poll is bounded in bytes and in messages, and so is what is read ahead.
+* A partition can be left out for a while; it is read on from where it was.
 """
 
 from __future__ import annotations
@@ -77,6 +78,9 @@ class Reader:
         self._assigned: tuple[Partition, ...] = ()
         self._surplus = Surplus()
         self._paused: frozenset[Partition] = frozenset()
+        self._left_out: frozenset[Partition] = frozenset()
+        self._positions_aside: dict[Partition, int] = {}
+        """The positions of partitions that the client does not read now."""
         self._lost: dict[Partition, Lost] = {}
 
     def assign(self, positions: Positions) -> None:
@@ -95,7 +99,8 @@ class Reader:
         """
         self._surplus.clear()
         self._lost = {}
-        self._paused = frozenset()
+        self._paused = self._left_out = frozenset()
+        self._positions_aside = {}
         self._assigned = ()
         self._watch.begin({})
         topics = self._topics({where.topic for where in positions})
@@ -133,15 +138,18 @@ class Reader:
                 f"found max_bytes={max_bytes} and max_messages={max_messages}, expected 1 or more"
             )
         self._watch.check()
-        given = self._surplus.give(max_bytes, max_messages, self._paused)
-        if not given:
+        without = self._paused | self._left_out
+        given = self._surplus.give(max_bytes, max_messages, without)
+        if not given and not self._reads:
+            time.sleep(wait_s)
+        elif not given:
             self._raise_lost()
             taken = self._consumer.take(wait_s, max_messages)
             if taken.lost:
                 self._lost.update(taken.lost)
                 self._consumer.pause(list(taken.lost))
             self._surplus.add(taken.messages)
-            given = self._surplus.give(max_bytes, max_messages, self._paused)
+            given = self._surplus.give(max_bytes, max_messages, without)
             # Of a topic that was made again nothing is given once that is known.
             self._watch.check()
             if not given:
@@ -152,19 +160,53 @@ class Reader:
         """Return the offset of the next message of each partition that is read."""
         waiting = self._surplus.positions()
         return {
-            where: waiting[where] if where in waiting else self._consumer.position(where)
+            where: waiting[where] if where in waiting else self._read_to(where)
             for where in self._assigned
         }
 
     def pause(self, partitions: Collection[Partition]) -> None:
         """Give no messages of these partitions until `resume`; their positions stay."""
         self._paused = self._paused | frozenset(partitions)
-        self._consumer.pause(partitions)
+        self._consumer.pause([where for where in partitions if where not in self._left_out])
 
     def resume(self, partitions: Collection[Partition]) -> None:
         """Give messages of these partitions again."""
         self._paused = self._paused - frozenset(partitions)
-        self._consumer.resume([where for where in partitions if where not in self._lost])
+        still = self._left_out | self._lost.keys()
+        self._consumer.resume([where for where in partitions if where not in still])
+
+    def leave_out(self, partitions: Collection[Partition]) -> None:
+        """Read all assigned partitions but these, until the next call; their positions stay.
+
+        Unlike paused ones they are not read ahead. Whenever they change, what was read ahead is
+        read again.
+        """
+        wanted = frozenset(partitions)
+        if wanted == self._left_out:
+            return
+        self._positions_aside = {where: self._read_to(where) for where in self._assigned}
+        self._left_out = wanted
+        if not self._reads:
+            return  # a client cannot read nothing: it keeps what it has, and is not asked
+        read = {
+            where: position
+            for where, position in self._positions_aside.items()
+            if where not in wanted
+        }
+        self._consumer.assign(read)
+        self._positions_aside = {where: self._positions_aside[where] for where in wanted}
+        if paused := [where for where in (*self._paused, *self._lost) if where in read]:
+            self._consumer.pause(paused)
+
+    @property
+    def _reads(self) -> bool:
+        """Whether any partition is not left out."""
+        return not self._left_out.issuperset(self._assigned)
+
+    def _read_to(self, where: Partition) -> int:
+        """Return the offset after all that the client has given of a partition."""
+        aside = self._positions_aside.get(where)
+        return self._consumer.position(where) if aside is None else aside
 
     def partitions(self, topic: str) -> tuple[int, ...]:
         """Return the numbers of a topic's partitions, ascending.
@@ -252,7 +294,8 @@ class Reader:
                 if lost.truncated:
                     raise self._out_of_range(where, lost.position, _TRUNCATED)
             # They are there after all: the partition changed between the two requests.
-            self._consumer.resume([where for where in self._lost if where not in self._paused])
+            still = self._paused | self._left_out
+            self._consumer.resume([where for where in self._lost if where not in still])
             self._lost = {}
 
     def _check_range(self, positions: Positions) -> None:

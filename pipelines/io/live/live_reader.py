@@ -17,6 +17,8 @@ The promises:
 * A row, a message or a poll that cannot be used is rejected with its bytes; none stops a partition.
   Mended messages (`pipelines.io.live.mended`) come in polls of their own, each once.
 * No watermark steps back.
+* No partition runs ahead of another that has messages to be read (`Pace.ahead_us`): rows wait in
+  the topic and not in memory, however long the stream has stood still.
 * Marks of savepoints are in the polls (`LiveReader.step`), so that a recovery keeps its state where
   the run before it would have.
 * No partition stays unread: a topic that has got more partitions is an error.
@@ -75,6 +77,7 @@ class _Partition:
         row: A number that no earlier row of this reader has, for request ids.
         watermark_us: Its watermark.
         quiet_us: The highest watermark that it has had because it was quiet.
+        lowest_us: The lowest time of the rows that were read last.
     """
 
     offset: int
@@ -82,6 +85,7 @@ class _Partition:
     row: int = 0
     watermark_us: int = TIME_MIN
     quiet_us: int = TIME_MIN
+    lowest_us: int = TIME_MIN
 
 
 class _SetAside(NamedTuple):
@@ -215,10 +219,17 @@ class LiveReader:
             self._mended_s = now_s
         rows: dict[tuple[str, int], list[pa.RecordBatch]] = {}
         refused: list[_SetAside] = []
+        ahead = self._ahead()
         for name, source in self._sources.items():
+            source.reader.leave_out([n for of_source, n in ahead if of_source == name])
             for messages in source.reader.poll(0.0, self._pace.poll_messages):
                 refused += self._take(source, messages, rows, now_s)
             self._move(name, source.reader.positions())
+        for (name, partition), batches in rows.items():
+            time_column = self._sources[name].definition.time_column
+            self._at[name, partition].lowest_us = min(
+                int(hashing.bits(batch.column(time_column)).min()) for batch in batches
+            )
         moved = self._moved
         if now_s - self._checked_s >= self._pace.check_s:
             self._checked_s = now_s
@@ -348,6 +359,23 @@ class LiveReader:
             for name, source in self._sources.items()
             for partition, offset in source.reader.positions().items()
         )
+
+    def _ahead(self) -> list[tuple[str, int]]:
+        """Return the partitions that are not read now, since others must catch up first.
+
+        All rows that were read last of such a partition are beyond what was read of one that has
+        more messages. So it has been read at most a poll further.
+        """
+        ahead_us = self._pace.ahead_us
+        if ahead_us is None:
+            return []
+        reached = [
+            self._sources[name].judge.highest_us(self._sources[name].first + partition)
+            for (name, partition), end in self.figures.ends.items()
+            if self._at[name, partition].offset < end.stable
+        ]
+        until_us = min((time_us for time_us in reached if time_us > TIME_MIN), default=TIME_MAX)
+        return [place for place, at in self._at.items() if at.lowest_us > until_us + ahead_us]
 
     def _check_quiet(self, source: LiveSource) -> None:
         """Note which partitions of a source have been read to their end as of now."""

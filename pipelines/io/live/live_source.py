@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -30,6 +30,9 @@ class TopicReader(Protocol):
 
     def poll(self, wait_s: float, max_messages: int) -> Sequence[Messages]:
         """Return the next messages, at most so many, by partition; wait for the first so long."""
+
+    def leave_out(self, partitions: Collection[int]) -> None:
+        """Give messages of all partitions but these, until the next call."""
 
     def positions(self) -> Mapping[int, int]:
         """Return the next offset of each partition, which also moves where there is no message."""
@@ -62,6 +65,9 @@ class Pace:
             is still on its way to the broker: so much less is the watermark of a quiet partition.
         partitions_s: How often it asks the brokers whether topics have got more partitions.
         mended_s: How often it looks for mended messages.
+        ahead_us: How far the rows of a partition may be ahead of another one that has messages to
+            be read: what is further ahead would only wait, in memory, for the frontier. None for
+            a mode in which rows do not wait.
     """
 
     poll_messages: int = 4_096
@@ -71,6 +77,7 @@ class Pace:
     quiet_us: int = 2 * SECOND
     partitions_s: float = 10.0
     mended_s: float = 1.0
+    ahead_us: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,7 +90,9 @@ def entrance(
         handoff=SimpleNamespace(
             as_of_us=as_of_us, polls=0, positions={"paid": [3, 0, 0], "asked": [3, 0]}
         ),
-        run=SimpleNamespace(as_of_us=AS_OF, positions={"paid": [3, 0, 0], "asked": [3, 0]}),
+        run=SimpleNamespace(
+            mode="exact", as_of_us=AS_OF, positions={"paid": [3, 0, 0], "asked": [3, 0]}
+        ),
     )
     config = SimpleNamespace(
         root=rig.folder / "root",

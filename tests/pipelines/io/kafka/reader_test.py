@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from random import Random
 
 import pytest
 from confluent_kafka import Producer
@@ -273,3 +274,32 @@ def test_what_is_read_ahead_is_bounded(
         time.sleep(0.3)
     grown = psutil.Process().memory_info().rss - before
     assert grown < 56 << 20, f"{grown >> 20} MiB of 90 were read ahead"
+
+
+def test_partitions_that_are_left_out_go_on_where_they_were(
+    broker: TestBroker, reader: Reader, writer: Writer
+) -> None:
+    """They change while messages are read ahead; nothing is lost, doubled or stuck."""
+    topic, partitions, count = new_topic(broker, 3), range(3), 4_000
+    for number in range(count):
+        for partition in partitions:
+            writer.send(topic, partition, None, b"%d" % number)
+    writer.flush()
+    places = [Partition(topic, number) for number in partitions]
+    reader.assign(dict.fromkeys(places, 0))
+    found: dict[int, list[int]] = {number: [] for number in partitions}
+    random, deadline_s = Random(1), time.monotonic() + 60
+    left_out: set[Partition] = set()
+    while sum(map(len, found.values())) < len(places) * count:
+        assert time.monotonic() < deadline_s, {name: len(of) for name, of in found.items()}
+        if random.random() < 0.3:
+            left_out = {place for place in places if random.random() < 0.5}
+            reader.leave_out(left_out)
+        before = reader.positions()
+        for part in reader.poll(0.05, max_messages=random.choice([1, 100, 700])):
+            assert Partition(topic, part.partition) not in left_out
+            found[part.partition] += [int(value or b"") for value in part.values]
+        after = reader.positions()
+        assert all(after[place] == before[place] for place in left_out)
+        assert after == {place: len(found[place.partition]) for place in places}
+    assert found == {number: list(range(count)) for number in partitions}

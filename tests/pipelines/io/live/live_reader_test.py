@@ -115,6 +115,79 @@ def test_a_broker_that_is_away_proves_nothing_and_stops_nothing(rig: Rig) -> Non
     assert before == START - SECOND
 
 
+# --- partitions that are ahead -----------------------------------------------------------------
+
+
+def backlog(rig: Rig, seconds: int, every: int, partition: int, by: str = "paid") -> None:
+    """Send a row for each so many seconds."""
+    topic = rig.paid if by == "paid" else rig.asked
+    for at in range(0, seconds, every):
+        at_us = START + at * SECOND
+        topic.send(row(f"{by}-{partition}-{at}", at_us), partition=partition, sent_us=at_us)
+
+
+def test_no_partition_runs_ahead_of_one_that_has_more_messages(rig: Rig) -> None:
+    """As after a standstill: the messages of all lie there, and some are dense."""
+    rig.pace = replace(EAGER, poll_messages=4, ahead_us=0)
+    rig.now_us += 200 * SECOND
+    rig.restarted()
+    backlog(rig, 200, 1, 0)
+    backlog(rig, 200, 5, 1)
+    backlog(rig, 200, 10, 0, "asked")
+    apart = []
+    for _ in range(150):
+        rig.step(0.1)
+        highest = [
+            rig.reader._sources[name].judge.highest_us(partition)
+            for name, partition in (("paid", 0), ("paid", 1), ("asked", 0))
+        ]
+        if min(highest) > TIME_MIN and max(highest) < START + 190 * SECOND:
+            apart.append(max(highest) - min(highest))
+    assert len(rig.rows("paid")) == 240
+    assert len(apart) > 20
+    # Two polls of the sparsest partition; without this, it is at its end in the fifth poll.
+    assert max(apart) <= 80 * SECOND
+
+
+def test_a_partition_that_is_ahead_is_read_once_the_others_have_no_more(rig: Rig) -> None:
+    rig.pace = replace(EAGER, ahead_us=SECOND)
+    rig.restarted()
+    rig.step()
+    rig.paid.send(row("old", START), partition=1)
+    rig.now_us += 100 * SECOND
+    rig.paid.send(row("new", START + 60 * SECOND), sent_us=rig.now_us)
+    rig.paid.hidden = {1}  # it is there, and has not come yet
+    rig.step(0.1)
+    rig.step(0.1)
+    assert rig.paid.left_out == set()  # nothing is known of what has never come
+    rig.paid.hidden = set()
+    rig.step(0.1)
+    rig.paid.send(row("more", START + SECOND), row("late", START + 2 * SECOND), partition=1)
+    rig.paid.hidden = {1}
+    rig.step(0.1)
+    rig.paid.send(row("newer", START + 61 * SECOND), sent_us=rig.now_us)
+    for _ in range(3):
+        rig.step(0.1)
+        assert rig.paid.left_out == {0}
+    rig.paid.hidden = set()
+    rig.step(0.1)
+    rig.step(0.1)
+    rig.step(0.1)
+    assert rig.paid.left_out == set()
+    assert {one["id"] for one in rig.rows("paid")} == {"old", "new", "more", "late", "newer"}
+
+
+def test_without_a_frontier_nothing_waits(rig: Rig) -> None:
+    rig.pace = replace(EAGER, poll_messages=4, ahead_us=None)
+    rig.now_us += 200 * SECOND
+    rig.restarted()
+    backlog(rig, 100, 1, 0)
+    backlog(rig, 100, 25, 1)
+    for _ in range(6):
+        rig.step(0.1)
+        assert rig.paid.left_out == set()
+
+
 # --- watermarks ------------------------------------------------------------------------------
 
 
