@@ -194,6 +194,9 @@ def make_runner(choice: EngineChoice) -> PipelineRunner:
         A runner for ``beam.Pipeline(runner=...)``. A Prism runner starts a process for each run
         and stops it when the run ends.
     """
+    from tidemill.pipelines.engines.worker_metrics import report_metrics_of_steps
+
+    report_metrics_of_steps()
     if choice.engine is Engine.FNAPI:
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
 

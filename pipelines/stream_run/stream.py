@@ -88,6 +88,7 @@ from tidemill.pipelines.stream_run.live_input import LiveInput
 from tidemill.pipelines.stream_run.outcome import count_outcome
 from tidemill.pipelines.stream_run.replay_input import ReplayInput, recorded_cuts
 from tidemill.pipelines.stream_run.segment_tail import check_end
+from tidemill.pipelines.stream_run.short_turns import short_turns
 from tidemill.pipelines.telemetry.metrics import EARLY, REPEATS
 from tidemill.pipelines.telemetry.rejected_figures import CountRejected
 from tidemill.pipelines.telemetry.running import (
@@ -287,6 +288,7 @@ def _run(
         span("segment", number=start.segment),
         _watched(stage),
         delivery.open(),
+        short_turns(),
         nullcontext() if entrance.stop is None else keeper.keeping(entrance.stop.set),
         entrance.reading(keeper),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -37,6 +38,7 @@ from tidemill.pipelines.stream.rejected_by_stream import read_rejected
 from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
 from tidemill.pipelines.stream.wire_format import decode_part
 from tidemill.pipelines.stream_run import stream as module
+from tidemill.pipelines.stream_run.short_turns import TURN_S
 from tidemill.pipelines.stream_run.stream import run_id, stream
 
 CUT = START + 4 * HOUR
@@ -173,8 +175,10 @@ class Lossy(Shard):
     OF_KIND = staticmethod(is_batches)
     NUMBER = 0
     SEEN = 0
+    TURN_S = 0.0
 
     def process(self, element: bytes) -> Iterator[tuple[str, bytes]]:
+        Lossy.TURN_S = sys.getswitchinterval()
         for sharded in super().process(element):
             Lossy.SEEN += Lossy.OF_KIND(sharded)
             if not Lossy.OF_KIND(sharded) or Lossy.NUMBER != Lossy.SEEN:
@@ -204,8 +208,11 @@ def test_a_gap_fails_the_job_and_says_where(
     monkeypatch.setattr(Lossy, "NUMBER", 1)
     Lossy.SEEN = 0
     hasty = replace(config, stream=replace(config.stream, gap_batches=1))
+    turn_s = sys.getswitchinterval()
     with pytest.raises(Exception, match=r"depot shard 0 of 2: poll 1 never came"):
         stream(hasty, QuietProgress(), engine=engine)
+    assert pytest.approx(TURN_S) == Lossy.TURN_S
+    assert sys.getswitchinterval() == pytest.approx(turn_s)
 
 
 def test_requests_that_a_view_went_past_are_rejected_records_that_name_it(
