@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from typing import ClassVar
 
 import apache_beam as beam
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker
@@ -62,12 +64,23 @@ class Count(beam.DoFn):
         yield element
 
 
+class SeeThreads(beam.DoFn):
+    """Keeps the threads that were there in any bundle."""
+
+    SEEN: ClassVar[set[threading.Thread]] = set()
+
+    def process(self, element: int) -> Iterator[int]:
+        SeeThreads.SEEN.update(threading.enumerate())
+        yield element
+
+
 def counted(bundles: int) -> PipelineResult:
     choice = choose_engine("fnapi", streaming=True)
     options = PipelineOptions(engine_options(choice))
     pipeline = beam.Pipeline(runner=make_runner(choice), options=options)
     numbers = pipeline | beam.Create([bundles]) | beam.ParDo(OneEach())
-    _ = numbers | "One" >> beam.ParDo(Count()) | "Two" >> beam.ParDo(Count())
+    counted = numbers | "One" >> beam.ParDo(Count()) | "Two" >> beam.ParDo(Count())
+    _ = counted | beam.ParDo(SeeThreads())
     return run(pipeline, choice)
 
 
@@ -86,3 +99,10 @@ def test_nothing_else_is_reported_and_nothing_is_kept_of_each_bundle() -> None:
     assert all(is_user_monitoring_info(info) for info in of_steps)
     kept = counted(3)._monitoring_infos_by_stage.values()
     assert all(isinstance(infos, list) for infos in kept if len(list(infos)) > 1)
+
+
+def test_a_bundle_starts_no_thread() -> None:
+    counted(1)
+    bundles, before = 50, len(SeeThreads.SEEN)
+    counted(bundles)
+    assert len(SeeThreads.SEEN) < before + bundles // 2
