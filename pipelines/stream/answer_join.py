@@ -16,16 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MIN
+from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
 from tidemill.features.definitions import Project
 from tidemill.features.errors import BatchConflict
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import NULLS, VALUES
+from tidemill.features.kernel.columns import keep
 from tidemill.features.kernel.prepare import (
     ORDINAL,
     fixed_binary,
@@ -71,6 +73,34 @@ def answered_schema(project: Project) -> list[str]:
         VALUES,
         NULLS,
     ]
+
+
+class _Words(NamedTuple):
+    """The columns of answers, ``(rows,)``.
+
+    Attributes:
+        ordinals: int64: the positions of their requests.
+        values: int64 patterns, ``(rows, columns)``.
+        nulls: uint8, ``(rows, columns)``: 1 = null.
+        as_of: int64: their instants.
+    """
+
+    ordinals: Int64Array
+    values: Int64Array
+    nulls: npt.NDArray[np.uint8]
+    as_of: Int64Array
+
+    @staticmethod
+    def of(answers: pa.RecordBatch) -> _Words:
+        return _Words(
+            hashing.bits(answers.column(ORDINAL)),
+            matrix_of(answers.column(VALUES)),
+            nulls_of(answers.column(NULLS)),
+            hashing.bits(answers.column("as_of")),
+        )
+
+    def only(self, mask: BoolArray) -> _Words:
+        return _Words(self.ordinals[mask], self.values[mask], self.nulls[mask], self.as_of[mask])
 
 
 @dataclass
@@ -190,7 +220,8 @@ class AnswerJoiner:
                     continue
                 self._open(part)
                 for waiting in self.early.pop(part.group, []):
-                    self._fill(part.group, waiting)
+                    assert waiting.answers is not None  # only parts with answers are kept
+                    self._fill(part.group, waiting, _Words.of(waiting.answers))
                 touched[part.group] = None
             elif isinstance(part, SavepointPart):
                 self.savepoints[part.view, part.shard] = part
@@ -202,17 +233,17 @@ class AnswerJoiner:
     def _take(self, part: AnswerPart, answers: pa.RecordBatch) -> Iterator[int]:
         """Take the answers of a part; yield the groups of requests that are pending."""
         groups = hashing.bits(answers.column(GROUP))
+        words = _Words.of(answers)
         for group in np.unique(groups).tolist():
-            mine = part
-            if not (groups == group).all():
-                mine = replace(part, answers=answers.filter(pa.array(groups == group)))
+            mine = groups == group
             if group in self.pending:
-                self._fill(group, mine)
+                self._fill(group, part, words if mine.all() else words.only(mine))
                 yield group
             elif group not in self.closed:
-                self.early.setdefault(group, []).append(mine)
+                early = replace(part, answers=keep(answers, mine))
+                self.early.setdefault(group, []).append(early)
             elif self.closed[group]:
-                raise self._answered_twice(group, mine)
+                raise self._answered_twice(group, part)
 
     def _is_repeat(self, part: RequestPart) -> bool:
         """Tell whether these requests came before."""
@@ -264,19 +295,17 @@ class AnswerJoiner:
             missing=[rows] * views,
         )
 
-    def _fill(self, group: int, part: AnswerPart) -> None:
-        pending, answers = self.pending[group], part.answers
-        assert answers is not None  # only parts with answers are kept
-        place = np.searchsorted(
-            hashing.bits(pending.rows.column(POSITION)), hashing.bits(answers.column(ORDINAL))
-        )
+    def _fill(self, group: int, part: AnswerPart, words: _Words) -> None:
+        """Take the answers of a part to a group of requests that is pending."""
+        pending = self.pending[group]
+        place = np.searchsorted(hashing.bits(pending.rows.column(POSITION)), words.ordinals)
         view = self._places[part.view]
         if (pending.shard[place, view] != -1).any():
             raise self._answered_twice(group, part)
         low, high = self._offsets[view], self._offsets[view + 1]
-        pending.values[place, low:high] = matrix_of(answers.column(VALUES))
-        pending.nulls[place, low:high] = nulls_of(answers.column(NULLS))
-        pending.as_of[place, view] = hashing.bits(answers.column("as_of"))
+        pending.values[place, low:high] = words.values
+        pending.nulls[place, low:high] = words.nulls
+        pending.as_of[place, view] = words.as_of
         pending.release[place, view] = part.number
         pending.shard[place, view] = part.shard
         pending.missing[view] -= len(place)
@@ -333,12 +362,16 @@ class AnswerJoiner:
     def _give_up(self) -> list[Unanswered]:
         """Give up requests that some view's frontier has passed without an answer."""
         out: list[Unanswered] = []
-        slowest = self.frontiers.min(axis=1)
+        if not self.pending:
+            return out
+        slowest = self.frontiers.min(axis=1).tolist()
+        fastest = max(slowest)
         for group, pending in list(self.pending.items()):
             if not any(pending.missing):
                 continue
-            times = hashing.bits(pending.rows.column(self.project.request.request_time))
-            latest = int(times.max()) + self.answer_within_us
+            latest = pending.latest_us(self.project.request) + self.answer_within_us
+            if fastest <= latest:
+                continue
             silent = [
                 view
                 for view, missing in enumerate(pending.missing)

@@ -103,14 +103,18 @@ def make_releases(
         taken: The polls, in order.
     """
     steps = [one.step for one in taken if one.step is not None]
-    advanced = nothing = nothing_advanced(state)
+    # What a poll gives that moves nothing; made only if there is one.
+    nothing = nothing_advanced(state) if len(steps) < len(taken) else None
+    counters = replace(state.counters)
     results = iter(advance_steps(state, steps, publish))
     releases = []
     for one in taken:
-        if one.step is None:
-            advanced = replace(nothing, counters=advanced.counters)
-        else:
+        if one.step is not None:
             advanced = next(results)
+            counters = advanced.counters
+        else:
+            assert nothing is not None
+            advanced = nothing
         answers = advanced.answers
         releases.append(
             Release(
@@ -126,7 +130,7 @@ def make_releases(
                 publications=advanced.publications,
                 events=one.events,
                 seen=one.seen,
-                kernel=dict(vars(advanced.counters)),
+                kernel=dict(vars(counters)),
                 entry=None,
                 epoch=one.epoch,
             )

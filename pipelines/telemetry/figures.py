@@ -7,6 +7,7 @@ nothing costs nothing.
 
 from __future__ import annotations
 
+import bisect
 import os
 import socket
 import threading
@@ -132,7 +133,7 @@ class Figures:
             self._gauges[metric.name, labels, part] = gauge
             self._highest[metric.name] = max(self._highest.get(metric.name, gauge.value), value)
 
-    def observe(self, metric: Metric, values: npt.ArrayLike, *labels: str) -> None:
+    def observe(self, metric: Metric, values: float | npt.ArrayLike, *labels: str) -> None:
         """Count values in a histogram.
 
         Args:
@@ -140,6 +141,9 @@ class Figures:
             values: ``(rows,)``: the values, or one.
             labels: A value for each of its labels.
         """
+        if isinstance(values, (int, float)):
+            self._observe_one(metric, float(values), labels)
+            return
         found = np.atleast_1d(np.asarray(values, np.float64))
         if not len(found):
             return
@@ -150,6 +154,15 @@ class Figures:
         with self._lock:
             before, sum_before = self._histograms.get(place, (np.zeros_like(counts), 0.0))
             self._histograms[place] = before + counts, sum_before + total
+
+    def _observe_one(self, metric: Metric, value: float, labels: Labels) -> None:
+        """Count a value as `observe` does, without its calls of numpy."""
+        place, bucket = (metric.name, labels), bisect.bisect_left(metric.buckets, value)
+        with self._lock:
+            found = self._histograms.get(place)
+            counts = np.zeros(len(metric.buckets) + 1, np.int64) if found is None else found[0]
+            counts[bucket] += 1
+            self._histograms[place] = counts, value + (0.0 if found is None else found[1])
 
     def note(self, name: str, content: Mapping[str, Any]) -> None:
         """Note a fact, in place of the one before.

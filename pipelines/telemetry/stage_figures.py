@@ -84,7 +84,7 @@ class StageFigures:
 
     def __init__(self, figures: Figures) -> None:
         self.figures = figures
-        self._counters: dict[str, Any] = {}
+        self._counters: dict[tuple[str, tuple[str, ...]], Any] = {}
 
     def add(self, metric: Metric, count: int, *labels: str) -> None:
         """Add to a counter."""
@@ -96,14 +96,19 @@ class StageFigures:
         """Set a part of a gauge; Beam is not told."""
         self.figures.set(metric, value, *labels, part=part)
 
-    def observe(self, metric: Metric, values: npt.ArrayLike, *labels: str) -> None:
+    def observe(self, metric: Metric, values: float | npt.ArrayLike, *labels: str) -> None:
         """Count values in a histogram; Beam is told their number, and their sum in thousandths."""
-        found = np.atleast_1d(np.asarray(values, np.float64))
-        self.figures.observe(metric, found, *labels)
-        if len(found):
-            self._report(f"{metric.name}_count", metric.labels, labels, len(found))
-            total = round(float(found.sum()) * 1_000)
-            self._report(f"{metric.name}_sum_thousandths", metric.labels, labels, total)
+        if isinstance(values, (int, float)):
+            count, total = 1, float(values)
+            self.figures.observe(metric, values, *labels)
+        else:
+            found = np.atleast_1d(np.asarray(values, np.float64))
+            count, total = len(found), float(found.sum())
+            self.figures.observe(metric, found, *labels)
+        if count:
+            self._report(f"{metric.name}_count", metric.labels, labels, count)
+            thousandths = round(total * 1_000)
+            self._report(f"{metric.name}_sum_thousandths", metric.labels, labels, thousandths)
 
     def note(self, name: str, content: Mapping[str, Any]) -> None:
         """Note a fact; Beam is not told."""
@@ -112,11 +117,12 @@ class StageFigures:
     def _report(
         self, name: str, names: tuple[str, ...], values: tuple[str, ...], count: int
     ) -> None:
-        shown = ",".join(f"{label}={value}" for label, value in zip(names, values, strict=True))
-        name = f"{name}{{{shown}}}" if shown else name
-        if name not in self._counters:
-            self._counters[name] = Metrics.counter(NAMESPACE, name)
-        self._counters[name].inc(count)
+        place = name, values
+        if place not in self._counters:
+            shown = ",".join(f"{label}={value}" for label, value in zip(names, values, strict=True))
+            shown = f"{name}{{{shown}}}" if shown else name
+            self._counters[place] = Metrics.counter(NAMESPACE, shown)
+        self._counters[place].inc(count)
 
 
 def counted_by_beam(result: PipelineResult, metric: Metric) -> int:
