@@ -26,6 +26,7 @@ from tidemill.pipelines.stream.featurize_options import (
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_state import encode_snapshot_of
 from tidemill.pipelines.stream.state_files import write_handoff_of
+from tidemill.pipelines.stream.waiting_rows import WaitingRows
 
 
 def write_state(project: Project, plan: HistoryPlan, view: int, shard: int, folder: Path) -> None:
@@ -43,7 +44,7 @@ def write_state(project: Project, plan: HistoryPlan, view: int, shard: int, fold
     parts = [SpillFile(plan.state_path(definition.name, piece)) for piece in pieces]
     operator = _operator(project, plan, view, shard)
     waiting = _waiting(operator, parts)
-    operator.events = [] if waiting is None else [waiting]
+    operator.events = WaitingRows(waiting)
     operator.begin()
     state = encode_merged(
         operator.plan,

@@ -141,6 +141,7 @@ class AnswerJoiner:
         self._offsets = np.concatenate([[0], np.cumsum(widths)]).tolist()
         self.frontiers = np.full((len(widths), self.shards), TIME_MIN, np.int64)
         self.numbers = np.zeros((len(widths), self.shards), np.int64)
+        self._latest: dict[int, int] = {}
 
     def state(self) -> bytes:
         """Encode the state."""
@@ -323,6 +324,7 @@ class AnswerJoiner:
 
     def _remember(self, group: int, answered: bool) -> None:
         self.closed[group] = answered
+        self._latest.pop(group, None)
         if len(self.closed) > _REMEMBERED:
             del self.closed[next(iter(self.closed))]
 
@@ -369,7 +371,7 @@ class AnswerJoiner:
         for group, pending in list(self.pending.items()):
             if not any(pending.missing):
                 continue
-            latest = pending.latest_us(self.project.request) + self.answer_within_us
+            latest = self._latest_us(group, pending) + self.answer_within_us
             if fastest <= latest:
                 continue
             silent = [
@@ -382,6 +384,13 @@ class AnswerJoiner:
                 out += self._unanswered(group, pending, names)
                 del self.pending[group]
         return out
+
+    def _latest_us(self, group: int, pending: Pending) -> int:
+        """Return the latest time of a group's requests; computed once for each group."""
+        if group not in self._latest:
+            times = hashing.bits(pending.rows.column(self.project.request.request_time))
+            self._latest[group] = int(times.max())
+        return self._latest[group]
 
     def drain(self) -> list[Unanswered]:
         """Give up all pending requests; name the views that did not answer."""

@@ -6,10 +6,11 @@ answers, keyed by joiner (`pipelines.stream.joiner_key`); inference and sinks, w
 run where the joiner runs. The decisions are in `pipelines.stream.operator` and
 `pipelines.stream.answer_join`.
 
-The state of a stage has three cells: a head that every bundle rewrites (positions, watermarks,
-waiting rows), a bag of log entries since the last snapshot, and the snapshot. So the cost of a
-bundle is proportional to its changes. Decoded state is kept in a process-wide cache
-(`pipelines.stream.token_cache`).
+The state of a stage has three cells: a head that every bundle rewrites (positions, watermarks), a
+bag of log entries since the last snapshot, and the snapshot. Operators have a fourth, a bag of the
+rows that wait for the frontier, where these are many (`pipelines.stream.waiting_rows`); few are in
+the head. So the cost of a bundle is proportional to its changes. Decoded state is kept in a
+process-wide cache (`pipelines.stream.token_cache`).
 """
 
 from __future__ import annotations
@@ -98,40 +99,26 @@ class _OncePerKey(beam.DoFn):
     def __init__(self, project: Project, options: FeaturizeOptions) -> None:
         self._project = project
         self._options = options
-        self._bundle: dict[str, tuple[Any, Any, Any, list[bytes]]] = {}
+        self._bundle: dict[str, tuple[tuple[Any, ...], list[bytes]]] = {}
 
     def start_bundle(self) -> None:
         self._bundle = {}
 
-    def process(
-        self,
-        element: tuple[str, bytes],
-        head: Any = beam.DoFn.StateParam(HEAD),
-        log: Any = beam.DoFn.StateParam(LOG),
-        snapshot: Any = beam.DoFn.StateParam(SNAPSHOT),
-    ) -> Iterator[tuple[str, bytes]]:
+    def collect(self, element: tuple[str, bytes], *cells: Any) -> None:
+        """Collect an element, whose key has these state cells."""
         key, data = element
-        if self.passes(key):
-            yield element
-        elif key in self._bundle:
-            self._bundle[key][3].append(data)
+        if key in self._bundle:
+            self._bundle[key][1].append(data)
         else:
-            self._bundle[key] = (head, log, snapshot, [data])
+            self._bundle[key] = (cells, [data])
 
     def finish_bundle(self) -> Iterator[Any]:
         bundle, self._bundle = self._bundle, {}
-        for key, (head, log, snapshot, elements) in bundle.items():
-            yield from self.work(key, elements, head, log, snapshot)
-
-    def passes(self, key: str) -> bool:
-        """Tell whether the elements of a key pass through."""
-        del key
-        return False
+        for key, (cells, elements) in bundle.items():
+            yield from self.work(key, elements, *cells)
 
     @abc.abstractmethod
-    def work(
-        self, key: str, elements: list[bytes], head: Any, log: Any, snapshot: Any
-    ) -> Iterator[Any]:
+    def work(self, key: str, elements: list[bytes], *cells: Any) -> Iterator[Any]:
         """Process the bundle's elements of a key; yield the stage's output."""
 
 
@@ -140,10 +127,22 @@ class _OncePerKey(beam.DoFn):
     tuple[str, bytes], **{PUBLICATIONS: bytes, RELEASES: tuple[int, str]}
 )
 class _Operate(_OncePerKey):
-    """Runs shard operators."""
+    """Runs shard operators; what has the key of a joiner passes through."""
 
-    def passes(self, key: str) -> bool:
-        return is_joiner_key(key)
+    WAITING = BagStateSpec("waiting", BytesCoder())
+
+    def process(
+        self,
+        element: tuple[str, bytes],
+        head: Any = beam.DoFn.StateParam(_OncePerKey.HEAD),
+        log: Any = beam.DoFn.StateParam(_OncePerKey.LOG),
+        snapshot: Any = beam.DoFn.StateParam(_OncePerKey.SNAPSHOT),
+        waiting: Any = beam.DoFn.StateParam(WAITING),
+    ) -> Iterator[tuple[str, bytes]]:
+        if is_joiner_key(element[0]):
+            yield element
+        else:
+            self.collect(element, head, log, snapshot, waiting)
 
     def setup(self) -> None:
         self._figures = OperatorFigures(self._options.figures.here())
@@ -168,10 +167,9 @@ class _Operate(_OncePerKey):
             self._store.write(releases, lambda *place: everything(operators[place]))
         yield from out
 
-    def work(
-        self, key: str, elements: list[bytes], head: Any, log: Any, snapshot: Any
-    ) -> Iterator[Any]:
-        operator, logged, files = self._load(key, head, log, snapshot)
+    def work(self, key: str, elements: list[bytes], *cells: Any) -> Iterator[Any]:
+        head, log, snapshot, waiting = cells
+        operator, logged, files = self._load(key, *cells)
         schema = operator.event_schema
         out: list[Any] = []
         with self._figures.of(operator):
@@ -197,8 +195,13 @@ class _Operate(_OncePerKey):
         else:
             for entry in entries:
                 log.add(entry)
+        change = operator.log_waiting()
+        if change.clears:
+            waiting.clear()
+        if change.entry is not None:
+            waiting.add(change.entry)
         token = new_token()
-        head.write(token + operator.head())
+        head.write(token + operator.logged_head())
         _OPERATORS.put((self._options.run, key), token, (operator, logged, files))
         yield from out
 
@@ -219,7 +222,7 @@ class _Operate(_OncePerKey):
         return (_windowed(element, time_us) for element in found)
 
     def _load(
-        self, key: str, head: Any, log: Any, snapshot: Any
+        self, key: str, head: Any, log: Any, snapshot: Any, waiting: Any
     ) -> tuple[ShardOperator, int, SavepointFiles]:
         stored = head.read()
         if stored is not None:
@@ -228,7 +231,9 @@ class _Operate(_OncePerKey):
                 return found  # type: ignore[no-any-return]
         operator = make_operator(self._project, key, self._options)
         if stored is not None:
-            logged = operator.restore(stored[TOKEN_BYTES:], snapshot.read(), log.read())
+            logged = operator.restore(
+                stored[TOKEN_BYTES:], snapshot.read(), log.read(), waiting.read
+            )
             operator.attempt = self._next_attempt(operator.attempt)
             return operator, logged, SavepointFiles()
         if self._options.handoff is not None:
@@ -273,9 +278,17 @@ class _Operate(_OncePerKey):
 class _Join(_OncePerKey):
     """Joins the parts of answers."""
 
-    def work(
-        self, key: str, elements: list[bytes], head: Any, log: Any, snapshot: Any
-    ) -> Iterator[Any]:
+    def process(
+        self,
+        element: tuple[str, bytes],
+        head: Any = beam.DoFn.StateParam(_OncePerKey.HEAD),
+        log: Any = beam.DoFn.StateParam(_OncePerKey.LOG),
+        snapshot: Any = beam.DoFn.StateParam(_OncePerKey.SNAPSHOT),
+    ) -> None:
+        self.collect(element, head, log, snapshot)
+
+    def work(self, key: str, elements: list[bytes], *cells: Any) -> Iterator[Any]:
+        head, log, snapshot = cells
         joiner, logged = self._load(key, head, log, snapshot)
         out = list(self._receive(joiner, elements, self._options.stream))
         entry = encode_logged_parts(logged.entries, elements)

@@ -9,7 +9,7 @@ bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -17,9 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import FeatureView, Project, Request
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import StateMismatch
-from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
 from tidemill.pipelines.io.epochs import epoch_field
 from tidemill.pipelines.io.framing import Bytes, Kind, decode_document, encode_document
@@ -51,13 +50,6 @@ class Pending:
     release: Int64Array
     shard: Int64Array
     missing: list[int]
-    _latest_us: int | None = field(default=None, init=False, repr=False, compare=False)
-
-    def latest_us(self, request: Request) -> int:
-        """Return the latest request time."""
-        if self._latest_us is None:
-            self._latest_us = int(hashing.bits(self.rows.column(request.request_time)).max())
-        return self._latest_us
 
 
 class JoinerState(NamedTuple):

@@ -20,7 +20,7 @@ come; each answer states its instant.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -40,7 +40,7 @@ from tidemill.features.kernel.advance import (
     Step,
     advance,
 )
-from tidemill.features.kernel.columns import concat, keep
+from tidemill.features.kernel.columns import keep
 from tidemill.features.kernel.dedupe import PairSet
 from tidemill.features.kernel.plan import Plan
 from tidemill.features.kernel.prepare import DIGEST, TIME, matrix_of
@@ -62,6 +62,7 @@ from tidemill.pipelines.stream.sequence import (
     SequencedBatch,
     sequenced_events_schema,
 )
+from tidemill.pipelines.stream.waiting_rows import LogChange, WaitingLog, WaitingRows
 
 
 @dataclass
@@ -123,10 +124,12 @@ class ShardOperator:
         self.watermarks = [TIME_MIN] * partitions
         # By poll, then by partition.
         self.held: dict[int, dict[int, SequencedBatch]] = {}
-        self.events: list[pa.RecordBatch] = []
-        self.requests: list[pa.RecordBatch] = []
+        self.events, self.requests = WaitingRows(), WaitingRows()
+        self.waiting_log = WaitingLog()
         self.rows_seen = PairSet()
         self.number = 0
+        # The number of the last poll that moved the frontier.
+        self.moved = 0
         self.mark = first_mark(self.key, self.expected, self.state.frontier_us)
         self.attempt = 0
         # Whether an answer was given as of the frontier (mode ``eager``).
@@ -225,7 +228,7 @@ class ShardOperator:
         """
         batches = self.held.pop(self.number + 1)
         taken = [self._take(index, batches[index], frontier) for index in range(len(self.expected))]
-        self._take_events(concat([rows for rows in taken if rows is not None]), frontier)
+        self._take_events([rows for rows in taken if rows is not None], frontier)
         self._forget()
         self.number += 1
         self.epoch, self.is_marked = batches[0].epoch, batches[0].is_marked
@@ -234,9 +237,10 @@ class ShardOperator:
         until = min(self.watermarks)
         if until <= frontier:
             return self._taken(frontier, None, None, frontier)
-        events, self.events = self._split(self.events, until)
-        requests, self.requests = self._split(self.requests, until)
-        return self._taken(frontier, events, requests, until)
+        self.moved = self.number
+        return self._taken(
+            frontier, self.events.release(until), self.requests.release(until), until
+        )
 
     def _index(self, batch: SequencedBatch) -> int:
         inputs = self.inputs
@@ -277,46 +281,45 @@ class ShardOperator:
             return rows
         self.counters.requests += rows.num_rows
         behind = hashing.bits(rows.column(TIME)) < frontier
-        self.counters.late_requests += int(behind.sum())
-        self.requests.append(rows)
+        self.counters.late_requests += int(np.count_nonzero(behind))
+        self.requests.add(rows)
         return None
 
-    def _take_events(self, rows: pa.RecordBatch | None, frontier: int) -> None:
-        """Take the events of a poll that are new; those before the frontier are late."""
-        if rows is None:
+    def _take_events(self, parts: list[pa.RecordBatch], frontier: int) -> None:
+        """Take the events of a poll that are new; those before the frontier are late.
+
+        Args:
+            parts: Those of each partition.
+            frontier: The frontier before the poll.
+        """
+        if not parts:
             return
-        self.counters.events += rows.num_rows
         if self.mode is Mode.EAGER:
             # Of the deliveries of an event in one poll, the one that arrived first counts.
+            rows = pa.concat_batches(parts)
             order = np.argsort(hashing.bits(rows.column(ARRIVAL)), kind="stable")
-            rows = rows.take(pa.array(order))
-        new = self._remember(rows)
-        self.counters.duplicates += int((~new).sum())
-        rows = keep(rows, new)
-        behind = hashing.bits(rows.column(TIME)) < frontier
-        self.counters.late += int(behind.sum())
-        self.events.append(rows)
+            parts = [rows.take(pa.array(order))]
+        new = self._remember(parts)
+        self.counters.events += len(new)
+        count = int(np.count_nonzero(new))
+        if count < len(new):
+            self.counters.duplicates += len(new) - count
+            parts = [keep(pa.concat_batches(parts), new)]
+        for part in parts:
+            times = hashing.bits(part.column(TIME))
+            self.counters.late += int(np.count_nonzero(times < frontier))
+            self.events.add(part)
 
-    def _remember(self, rows: pa.RecordBatch) -> BoolArray:
+    def _remember(self, parts: Sequence[pa.RecordBatch]) -> BoolArray:
         """Remember events; tell which of them are new."""
-        digests = matrix_of(rows.column(DIGEST)).view(np.uint64)
-        return self.rows_seen.add(digests, hashing.bits(rows.column(TIME)))
+        digests = [matrix_of(rows.column(DIGEST)).view(np.uint64) for rows in parts]
+        times = [hashing.bits(rows.column(TIME)) for rows in parts]
+        return self.rows_seen.add(np.concatenate(digests), np.concatenate(times))
 
     def _forget(self) -> None:
         """Forget rows whose repeats the stream would reject as too late."""
         oldest = min(self.watermarks[: self.inputs.event_partitions]) - self.inputs.lateness_us
         self.rows_seen.forget_before(oldest)
-
-    def _split(
-        self, waiting: list[pa.RecordBatch], frontier: int
-    ) -> tuple[pa.RecordBatch | None, list[pa.RecordBatch]]:
-        rows = concat(waiting)
-        if rows is None:
-            return None, []
-        ready = hashing.bits(rows.column(TIME)) < frontier
-        if ready.all():
-            return rows, []
-        return keep(rows, ready), [keep(rows, ~ready)]
 
     def _split_eagerly(
         self, frontier: int
@@ -325,8 +328,7 @@ class ShardOperator:
 
         The frontier is not before the least watermark, so that a quiet shard does not grow old.
         """
-        events, requests = concat(self.events), concat(self.requests)
-        self.events, self.requests = [], []
+        events, requests = self.events.release(), self.requests.release()
         placed = place_by_receipt(events, requests, frontier, is_answered=self.is_answered)
         until = max(placed.until_us, min(self.watermarks))
         self.is_answered = placed.is_answered and until == placed.until_us
@@ -372,7 +374,7 @@ class ShardOperator:
 
     def begin(self) -> None:
         """Make the state the beginning of a stream: its releases and its counters begin anew."""
-        self.number = 0
+        self.number = self.moved = 0
         self.counters = OperatorCounters()
         self.state.counters = Counters()
         self.mark = first_mark(self.key, self.expected, self.state.frontier_us)
@@ -383,7 +385,7 @@ class ShardOperator:
 
     def waiting_groups(self) -> tuple[int, ...]:
         """Return the groups of the requests that wait for the frontier."""
-        rows = concat(self.requests)
+        rows = self.requests.rows
         return () if rows is None else tuple(np.unique(hashing.bits(rows.column(GROUP))).tolist())
 
     def everything(self) -> pa.RecordBatch:
@@ -393,7 +395,7 @@ class ShardOperator:
     def replay(self, release: LoggedRelease) -> int:
         """Repeat a logged release, for its effect on the state; return its number of events."""
         if release.events is not None:
-            self._remember(release.events)
+            self._remember([release.events])
         advance(self.state, release.events, None, release.until_us, Publish.NOTHING)
         return 0 if release.events is None else int(release.events.num_rows)
 
@@ -401,18 +403,28 @@ class ShardOperator:
         """Encode the small state that changes with every poll: see `Head`."""
         return self._head().encode(self.key)
 
+    def log_waiting(self) -> LogChange:
+        """Return what the bundle writes to the log of waiting rows, before its `logged_head`."""
+        return self.waiting_log.change(self.events, self.requests, self.number)
+
+    def logged_head(self) -> bytes:
+        """Encode the head; without the waiting rows if they are in their log."""
+        if not self.waiting_log.is_used:
+            return self.head()
+        return self._head(is_logged=True).encode(self.key)
+
     def handed_over_head(self) -> bytes:
         """Encode the head for another run: without what an engine's deliveries have left in it."""
         head = replace(self._head(), attempt=0, seen=self.counters.of_polls, held=(), epoch=0)
         return head.encode(self.key)
 
-    def _head(self) -> Head:
+    def _head(self, *, is_logged: bool = False) -> Head:
         return Head(
             expected=self.expected,
             watermarks=self.watermarks,
             held=[batch for batches in self.held.values() for batch in batches.values()],
-            events=concat(self.events),
-            requests=concat(self.requests),
+            events=None if is_logged else self.events.rows,
+            requests=None if is_logged else self.requests.rows,
             number=self.number,
             mark=self.mark,
             attempt=self.attempt,
@@ -421,6 +433,7 @@ class ShardOperator:
             seen=vars(self.counters),
             kernel=vars(self.state.counters),
             epoch=self.epoch,
+            moved=self.moved if is_logged else None,
         )
 
     def snapshot(self) -> bytes:
@@ -432,8 +445,16 @@ class ShardOperator:
         head: bytes | pa.Buffer,
         snapshot: bytes | pa.Buffer | None,
         entries: Iterable[bytes],
+        waiting: Callable[[], Iterable[bytes]] = tuple,
     ) -> int:
-        """Decode a head, a snapshot (None: the empty state) and the log since it, in any order.
+        """Decode a state.
+
+        Args:
+            head: The head.
+            snapshot: The snapshot; None is the empty state.
+            entries: The log since the snapshot, in any order.
+            waiting: Reads the log of waiting rows, in any order; called if the head does not have
+                these rows.
 
         Returns:
             The number of events in the log.
@@ -466,10 +487,17 @@ class ShardOperator:
         self.counters = OperatorCounters(**stored.seen)
         # Replaying the log answers no requests, so it does not count overflows: take the counters.
         self.state.counters = Counters(**stored.kernel)
-        if stored.events is not None:
-            self._remember(stored.events)
-            self.events = [stored.events]
-        self.requests = [] if stored.requests is None else [stored.requests]
+        self.waiting_log = WaitingLog()
+        if stored.moved is None:
+            self.moved = self.number
+            self.events, self.requests = WaitingRows(stored.events), WaitingRows(stored.requests)
+        else:
+            self.moved = stored.moved
+            self.events, self.requests = self.waiting_log.restore(
+                waiting(), self.event_schema, self.moved, self.state.frontier_us
+            )
+        if (events := self.events.rows) is not None:
+            self._remember([events])
         return logged
 
 

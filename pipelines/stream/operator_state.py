@@ -58,6 +58,8 @@ class Head:
         seen: The operator's counters by name.
         kernel: The kernel's counters by name.
         epoch: How many marks of savepoints the operator has passed since the run began.
+        moved: If the rows that wait are in the log (`pipelines.stream.waiting_rows`) and not here:
+            the number of the last release that moved the frontier; else None.
     """
 
     expected: Sequence[int]
@@ -73,6 +75,7 @@ class Head:
     seen: Mapping[str, int]
     kernel: Mapping[str, int]
     epoch: int = 0
+    moved: int | None = None
 
     def encode(self, key: OperatorKey) -> bytes:
         """Encode the head."""
@@ -91,6 +94,7 @@ class Head:
             "seen": self.seen,
             "kernel": self.kernel,
             **epoch_field(self.epoch),
+            **({} if self.moved is None else {"moved": self.moved}),
         }
         blobs = [encode_batches(waiting), encode_batches(sorted(self.held, key=_place))]
         return encode_document(Kind.OPERATOR_HEAD, key.text, fields, blobs)
@@ -126,6 +130,7 @@ class Head:
             seen=fields["seen"],
             kernel=fields["kernel"],
             epoch=fields.get("epoch", 0),
+            moved=fields.get("moved"),
         )
 
 

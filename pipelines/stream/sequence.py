@@ -12,6 +12,7 @@ Arrow rows of each batch.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -174,20 +175,33 @@ def without_requests(batches: Iterable[SequencedBatch]) -> Iterator[SequencedBat
         yield replace(batch, rows=None) if batch.is_request else batch
 
 
-def split_by_shard(rows: pa.RecordBatch, shards: int) -> list[pa.RecordBatch | None]:
-    """Split prepared rows by the shard of their key; keep the order within each shard."""
+def split_by_shard(
+    rows: pa.RecordBatch, shards: int, part: Int64Array
+) -> dict[int, list[pa.RecordBatch | None]]:
+    """Split prepared rows by their part, and by the shard of their key.
+
+    Args:
+        rows: The rows, ``(rows,)``.
+        shards: How many shards there are.
+        part: int64, ``(rows,)``: the part of each row, ascending.
+
+    Returns:
+        By part, if it has rows: those of each shard, in order; None where there are none.
+    """
     if rows.num_rows == 0:
-        return [None] * shards
-    if shards == 1:
-        return [rows]
-    shard = hashing.shard_of(rows.column(KEY), shards)
-    order = np.argsort(shard, kind="stable")
-    taken = rows.take(pa.array(order))
-    ends = np.searchsorted(shard[order], np.arange(shards + 1))
-    return [
-        taken.slice(ends[s], ends[s + 1] - ends[s]) if ends[s + 1] > ends[s] else None
-        for s in range(shards)
+        return {}
+    parts = int(part[-1]) + 1
+    place = part
+    if shards > 1:
+        place = part * shards + hashing.shard_of(rows.column(KEY), shards)
+        order = np.argsort(place, kind="stable")
+        rows, place = rows.take(pa.array(order)), place[order]
+    ends = np.searchsorted(place, np.arange(parts * shards + 1)).tolist()
+    pieces = [
+        rows.slice(start, end - start) if end > start else None
+        for start, end in itertools.pairwise(ends)
     ]
+    return {at: pieces[at * shards : (at + 1) * shards] for at in range(parts)}
 
 
 def event_rows(

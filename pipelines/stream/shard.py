@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.definitions import Project
+from tidemill.features.contract import Int64Array
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.kernel import hashing
+from tidemill.features.kernel.columns import concat
+from tidemill.features.kernel.hashing import UInt64Array
 from tidemill.features.kernel.plan import Plan, make_plan
-from tidemill.features.kernel.prepare import identity_digests
+from tidemill.features.kernel.prepare import identity_digests, with_key
 from tidemill.pipelines.io.log import POSITION, RECEIVED, SENT
-from tidemill.pipelines.io.poll import Poll
+from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.stream.answer_parts import RequestPart, group_of
 from tidemill.pipelines.stream.featurize_options import operator_key
 from tidemill.pipelines.stream.joiner_key import is_joiner_key
@@ -75,6 +78,9 @@ def shard_poll(
 ) -> Iterator[tuple[int, int, bytes]]:
     """Turn a poll into one element for each (view, shard).
 
+    The rows of all partitions of a source are prepared together: a call takes about as long for a
+    few rows as for one.
+
     Args:
         project: The project.
         plans: The plan of each view, by name.
@@ -84,59 +90,94 @@ def shard_poll(
     Yields:
         The view's index in the project, the shard, and its encoded sequenced batches.
     """
-    digests = {
-        (part.source, part.partition): identity_digests(project.stream(part.source), part.rows)
-        for part in poll.parts
-        if part.rows is not None and part.source != project.request.name
+    sources = {
+        name: _Source.of(project, [part for part in poll.parts if part.source == name])
+        for name in dict.fromkeys(part.source for part in poll.parts)
     }
     for index, view in enumerate(project.views):
-        batches: list[list[SequencedBatch]] = [[] for _ in range(shards)]
-        for part in poll.parts:
-            is_request = part.source == project.request.name
-            if not is_request and part.source != view.stream.name:
-                continue
-            split: list[pa.RecordBatch | None] = [None] * shards
-            if part.rows is not None:
-                positions = hashing.bits(part.rows.column(POSITION))
-                received = hashing.bits(part.rows.column(RECEIVED))
-                if is_request:
-                    groups = np.full(len(positions), group_of(part.partition, part.start))
-                    rows = request_rows(project, view, part.rows, positions, groups, received)
-                else:
-                    rows = event_rows(
-                        plans[view.name],
-                        view,
-                        part.rows,
-                        positions,
-                        received,
-                        digests[part.source, part.partition],
-                    )
-                split = split_by_shard(rows, shards)
-            for shard in range(shards):
-                batches[shard].append(
-                    SequencedBatch(
-                        poll.number,
-                        is_request,
-                        part.partition,
-                        part.start,
-                        part.stop,
-                        part.watermark_us,
-                        poll.sent_us,
-                        split[shard],
-                        poll.is_last,
-                        poll.epoch,
-                        poll.is_marked,
-                    )
-                )
+        read = (view.stream.name, project.request.name)
+        split = {
+            name: source.split(project, view, plans[view.name], shards)
+            for name, source in sources.items()
+            if name in read
+        }
         for shard in range(shards):
-            yield index, shard, encode_batches(batches[shard])
+            batches = [
+                SequencedBatch(
+                    poll.number,
+                    part.source == project.request.name,
+                    part.partition,
+                    part.start,
+                    part.stop,
+                    part.watermark_us,
+                    poll.sent_us,
+                    split[part.source][part.partition][shard],
+                    poll.is_last,
+                    poll.epoch,
+                    poll.is_marked,
+                )
+                for part in poll.parts
+                if part.source in read
+            ]
+            yield index, shard, encode_batches(batches)
+
+
+_Split = dict[int, list[pa.RecordBatch | None]]
+"""By partition: its rows of each shard; None where there are none."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The rows of a source in a poll.
+
+    Attributes:
+        parts: The parts of its partitions.
+        rows: Their rows, ``(rows,)``, one after the other; None if there are none.
+        part: int64, ``(rows,)``: the part of each row.
+        digests: uint64, ``(rows, 2)``: the digest of each event; of requests None.
+    """
+
+    parts: Sequence[PollPart]
+    rows: pa.RecordBatch | None
+    part: Int64Array
+    digests: UInt64Array | None
+
+    @staticmethod
+    def of(project: Project, parts: Sequence[PollPart]) -> _Source:
+        rows = concat([part.rows for part in parts if part.rows is not None])
+        counts = [0 if part.rows is None else part.rows.num_rows for part in parts]
+        digests = None
+        if rows is not None and parts[0].source != project.request.name:
+            digests = identity_digests(project.stream(parts[0].source), rows)
+        return _Source(parts, rows, np.repeat(np.arange(len(parts)), counts), digests)
+
+    def split(self, project: Project, view: FeatureView, plan: Plan, shards: int) -> _Split:
+        """Prepare the rows for a view, and split them by partition and shard."""
+        found: _Split = {part.partition: [None] * shards for part in self.parts}
+        if self.rows is None:
+            return found
+        positions = hashing.bits(self.rows.column(POSITION))
+        received = hashing.bits(self.rows.column(RECEIVED))
+        of_part = self.part
+        if self.digests is None:
+            groups = np.array([group_of(part.partition, part.start) for part in self.parts])
+            rows = request_rows(project, view, self.rows, positions, groups[of_part], received)
+        else:
+            rows = event_rows(plan, view, self.rows, positions, received, self.digests)
+            if (mine := with_key(view, self.rows)) is not None:
+                of_part = of_part[mine]
+        for number, of_shards in split_by_shard(rows, shards, of_part).items():
+            found[self.parts[number].partition] = of_shards
+        return found
 
 
 def request_parts(project: Project, poll: Poll) -> Iterator[RequestPart]:
     """Yield the requests of a poll, for the joining stage."""
     for part in poll.parts:
         if part.source == project.request.name and part.rows is not None:
-            rows = part.rows.select([*project.request.schema, POSITION, RECEIVED])
-            sent = pa.repeat(pa.scalar(poll.sent_us, pa.int64()), rows.num_rows)
-            group = group_of(part.partition, part.start)
-            yield RequestPart(group, rows.append_column(SENT, sent), poll.epoch)
+            names = [*project.request.schema, POSITION, RECEIVED]
+            sent = pa.array(np.full(part.rows.num_rows, poll.sent_us), pa.int64())
+            rows = pa.RecordBatch.from_arrays(
+                [*map(part.rows.column, names), sent], names=[*names, SENT]
+            )
+            yield RequestPart(group_of(part.partition, part.start), rows, poll.epoch)

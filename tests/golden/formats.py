@@ -33,6 +33,7 @@ from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_state import Head, decode_release, decode_snapshot
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
 from tidemill.pipelines.stream.state_files import read_entries, read_handoff, read_joiner
+from tidemill.pipelines.stream.waiting_rows import WaitingRows
 from tidemill.pipelines.stream.wire_format import (
     decode_logged_parts,
     decode_part,
@@ -97,8 +98,8 @@ def _operator(operator: ShardOperator) -> Any:
         "positions": operator.expected,
         "watermarks": operator.watermarks,
         "held": [[poll, as_json(held.values())] for poll, held in sorted(operator.held.items())],
-        "events": as_json(operator.events),
-        "requests": as_json(operator.requests),
+        "events": as_json(_batches_of(operator.events)),
+        "requests": as_json(_batches_of(operator.requests)),
         "number": operator.number,
         "mark": operator.mark.hex(),
         "attempt": operator.attempt,
@@ -107,6 +108,10 @@ def _operator(operator: ShardOperator) -> Any:
         "remembered": len(operator.rows_seen),
         "state": _state(operator.state),
     }
+
+
+def _batches_of(waiting: WaitingRows) -> list[pa.RecordBatch]:
+    return [] if waiting.rows is None else [waiting.rows]
 
 
 def _snapshot(data: bytes) -> Any:
@@ -161,7 +166,9 @@ def _joiner_file(path: Path) -> Any:
 
 def _head(data: bytes) -> Any:
     operator = operator_of()
-    return as_json(Head.decode(data, operator.key, operator.event_schema))
+    found = as_json(Head.decode(data, operator.key, operator.event_schema))
+    # Heads of before have all rows that wait, and do not say when the frontier moved.
+    return {name: value for name, value in found.items() if (name, value) != ("moved", None)}
 
 
 def _release(data: bytes) -> Any:

@@ -10,6 +10,7 @@ with everything since then written already.
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -73,14 +74,17 @@ class Stage:
 
     function: Any
     waiting: list[tuple[str, bytes]] = field(default_factory=list)
-    cells: dict[str, tuple[Cell, Bag, Cell]] = field(default_factory=dict)
+    cells: dict[str, tuple[Cell, ...]] = field(default_factory=dict)
 
     def bundle(self, elements: Sequence[tuple[str, bytes]]) -> Iterator[Any]:
         """Process a bundle; yields its output without windows."""
         self.function.start_bundle()
+        # Those of an operator and of a joiner; a joiner has no bag of waiting rows.
+        count = len(inspect.signature(self.function.process).parameters) - 1
         for element in elements:
-            cells = self.cells.setdefault(element[0], (Cell(), Bag(), Cell()))
-            yield from map(_plain, self.function.process(element, *cells))
+            cells = (Cell(), Bag(), Cell(), Bag())[:count]
+            cells = self.cells.setdefault(element[0], cells)
+            yield from map(_plain, self.function.process(element, *cells) or ())
         yield from map(_plain, self.function.finish_bundle())
 
 

@@ -65,7 +65,7 @@ def test_an_operator_reports_what_it_took_and_where_it_is() -> None:
     fact = figures.snapshot().facts[view_fact(view, 1)].content
     assert fact["watermarks_us"] == operator.watermarks
     assert fact["frontier_us"] == min(operator.watermarks)
-    waiting = sum(rows.num_rows for rows in [*operator.events, *operator.requests])
+    waiting = operator.events.num_rows + operator.requests.num_rows
     assert fact["waiting_events"] + fact["waiting_requests"] == waiting
     assert gauges[metrics.WAITING_ROWS.name, (view,)] == waiting
 

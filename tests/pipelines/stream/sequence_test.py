@@ -72,7 +72,7 @@ def test_rows_go_to_the_shard_of_their_key_in_their_order(shards: int) -> None:
     keys = [f"k{n % 17}" for n in range(200)]
     batch = parse("1 events 0 [0,200) <10: " + " ".join(f"{k}@{n}=1" for n, k in enumerate(keys)))
     assert batch.rows is not None
-    split = split_by_shard(batch.rows, shards)
+    split = split_by_shard(batch.rows, shards, np.zeros(200, np.int64))[0]
     assert len(split) == shards
     found: list[int] = []
     for shard, rows in enumerate(split):
@@ -89,7 +89,23 @@ def test_rows_go_to_the_shard_of_their_key_in_their_order(shards: int) -> None:
 def test_no_rows_are_nothing_for_every_shard() -> None:
     rows = parse("1 requests 0 [0,1) <10: a@1").rows
     assert rows is not None
-    assert split_by_shard(rows.slice(0, 0), 3) == [None, None, None]
+    assert split_by_shard(rows.slice(0, 0), 3, np.zeros(0, np.int64)) == {}
+
+
+def test_rows_of_each_part_are_split_as_if_they_were_alone() -> None:
+    keys = [f"k{n % 17}" for n in range(90)]
+    batch = parse("1 events 0 [0,90) <10: " + " ".join(f"{k}@{n}=1" for n, k in enumerate(keys)))
+    assert batch.rows is not None
+    part = np.repeat([0, 2, 3], [1, 60, 29])
+    for shards in (1, 4):
+        split = split_by_shard(batch.rows, shards, part)
+        assert split[1] == [None] * shards
+        for number in (0, 2, 3):
+            (start, *_, last) = [*np.flatnonzero(part == number).tolist() * 2]
+            mine = batch.rows.slice(start, last - start + 1)
+            alone = split_by_shard(mine, shards, np.zeros(mine.num_rows, np.int64))[0]
+            for one, other in zip(split[number], alone, strict=True):
+                assert one is other is None or (one is not None and one.equals(other))
 
 
 def test_a_request_without_a_key_goes_to_shard_0() -> None:
@@ -103,7 +119,7 @@ def test_a_request_without_a_key_goes_to_shard_0() -> None:
     assert rows.to_pylist() == [
         {"key": None, "time": START, "ordinal": 7, "group": 3, "arrival": START + 5}
     ]
-    split = split_by_shard(rows, 4)
+    split = split_by_shard(rows, 4, np.array([0]))[0]
     assert split[0] is not None
     assert split[1:] == [None, None, None]
 
