@@ -95,11 +95,11 @@ def test_no_element_of_an_ingest_is_pickled(tmp_path: Path) -> None:
 
 
 def test_state_cells_are_bytes() -> None:
-    for stage in (featurize._Operate, featurize._Join):
+    cells = ("head", "log", "snapshot")
+    stages = {featurize._Operate: (*cells, "waiting"), featurize._Join: cells}
+    for stage, names in stages.items():
         specs, _ = userstate.get_dofn_specs(stage(PROJECT, None))
-        assert {spec.name: type(spec.coder) for spec in specs} == dict.fromkeys(
-            ("head", "log", "snapshot"), BytesCoder
-        )
+        assert {spec.name: type(spec.coder) for spec in specs} == dict.fromkeys(names, BytesCoder)
 
 
 @pytest.mark.parametrize(
