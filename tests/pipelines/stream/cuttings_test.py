@@ -38,7 +38,7 @@ from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
 from tidemill.pipelines.recovery.resume import first_start, prepare
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.stream import snapshot_policy
+from tidemill.pipelines.stream import snapshot_policy, waiting_rows
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.output_folders import join_outputs
@@ -142,6 +142,7 @@ def test_random_cuttings_with_repeats_and_restarts_give_the_same_bytes(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Snapshots as well as logs of releases since.
+    monkeypatch.setattr(waiting_rows, "MOST_IN_HEAD", 4)
     monkeypatch.setattr(snapshot_policy, "SNAPSHOT_EVENTS", 5)
     monkeypatch.setattr(snapshot_policy, "SNAPSHOT_TILES", 0)
     monkeypatch.setattr(snapshot_policy, "JOINER_LOG_BYTES", 4_000)

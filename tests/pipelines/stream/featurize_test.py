@@ -44,7 +44,7 @@ from tidemill.pipelines.engines.choosing import run
 from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import Replay, ReplayOptions
-from tidemill.pipelines.stream import featurize, snapshot_policy
+from tidemill.pipelines.stream import featurize, snapshot_policy, waiting_rows
 from tidemill.pipelines.stream.featurize import (
     ANSWERS,
     PUBLICATIONS,
@@ -266,6 +266,7 @@ class FinishBundleWrites(beam.DoFn):
 
     COUNT = ReadModifyWriteStateSpec("count", VarIntCoder())
     BAG = BagStateSpec("bag", VarIntCoder())
+    NEWEST = BagStateSpec("newest", VarIntCoder())
 
     def start_bundle(self) -> None:
         self._cells: dict[str, Any] = {}
@@ -275,14 +276,19 @@ class FinishBundleWrites(beam.DoFn):
         element: tuple[str, int],
         count: Any = beam.DoFn.StateParam(COUNT),
         bag: Any = beam.DoFn.StateParam(BAG),
+        newest: Any = beam.DoFn.StateParam(NEWEST),
     ) -> None:
-        self._cells[element[0]] = (count, bag)
+        self._cells[element[0]] = (count, bag, newest)
 
     def finish_bundle(self) -> Iterator[Any]:
-        for key, (count, bag) in self._cells.items():
+        for key, (count, bag, newest) in self._cells.items():
             before = count.read() or 0
             count.write(before + 1)
             bag.add(before)
+            # What is added after it was cleared in the same bundle is alone.
+            assert list(newest.read()) == ([before - 1] if before else [])
+            newest.clear()
+            newest.add(before)
             yield featurize._windowed((key, before, sorted(bag.read())), START)
 
 
@@ -391,6 +397,7 @@ def test_operators_and_joiner_are_rebuilt_from_snapshot_and_log(
     monkeypatch.setattr(snapshot_policy, "SNAPSHOT_EVENTS", snapshot_events)
     monkeypatch.setattr(snapshot_policy, "SNAPSHOT_TILES", 0)
     monkeypatch.setattr(snapshot_policy, "JOINER_LOG_BYTES", joiner_log_bytes)
+    monkeypatch.setattr(waiting_rows, "MOST_IN_HEAD", 2)
     began = int(time.time())
     rows = streamed(tmp_path, 10, options())
     assert answers() == expected_vectors(PROJECT, rows)
