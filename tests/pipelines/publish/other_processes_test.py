@@ -40,7 +40,7 @@ from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.stores.online_places import OnlinePlace
 
 WORKERS = 2
-SPEED = 200.0
+SPEED = 50.0
 LOSSES = 2
 
 
