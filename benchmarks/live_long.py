@@ -60,6 +60,16 @@ class Watch:
     at_s: list[float] = field(default_factory=list)
     memory_gib: list[float] = field(default_factory=list)
 
+    def most(self, name: str) -> Figure:
+        """Return the most memory that was seen.
+
+        Raises:
+            AnswersDiffer: The stream ended before the first sample.
+        """
+        if not self.memory_gib:
+            raise AnswersDiffer(f"{name}: it ended before its memory was looked at once")
+        return Figure(f"{name}: memory at most", max(self.memory_gib), "GiB")
+
 
 @contextmanager
 def watching(pid: int, every_s: float) -> Iterator[Watch]:
@@ -106,6 +116,10 @@ def soak(given: argparse.Namespace, folder: Path, broker: TestBroker) -> list[Fi
         project.drain(process)
         time.sleep(1.0)
         reader.close()
+    if not reader.came:
+        raise AnswersDiffer(
+            f"nothing was answered in {seconds:g} s; the stream said:\n{project.log()}"
+        )
     asked, came = (np.array(column, np.float64) for column in zip(*reader.came, strict=True))
     at_s, took_ms = (asked - began_us) / 1e6, (came - asked) / 1_000 - DISORDER_MS["exact"]
     name = f"{given.engine}, {given.rate:,.0f} rows/s for {given.minutes:g} minutes"
@@ -122,16 +136,25 @@ def soak(given: argparse.Namespace, folder: Path, broker: TestBroker) -> list[Fi
             what = f"{name}: p{percent} of the {part} tenth"
             out.append(Figure(what, float(np.percentile(within, percent)), "ms"))
         out.append(Figure(f"{name}: memory in the {part} tenth", float(np.mean(held)), "GiB"))
-    out.append(Figure(f"{name}: memory at most", max(watch.memory_gib), "GiB"))
+    out.append(watch.most(name))
     if given.picture is not None:
         draw(given.picture, at_s, took_ms, watch)
     return [*out, *whole(project, name)]
 
 
 def whole(project: LiveProject, name: str) -> list[Figure]:
-    """Check that each request has one prediction in the topic, and verify all values."""
+    """Check that each request has one prediction in the topic, and verify all values.
+
+    Raises:
+        AnswersDiffer: Predictions were lost or doubled, or there is none.
+    """
     found = Counter(message.key for message in committed(project, "predictions"))
     wanted = Counter(row["request_id"].encode() for row in project.predictions())
+    if not wanted:
+        raise AnswersDiffer(
+            f"{name}: no request was answered before the stream was stopped, so nothing can be "
+            f"compared: let rows come for longer (--minutes); the stream said:\n{project.log()}"
+        )
     if found != wanted or max(wanted.values()) > 1:
         raise AnswersDiffer(f"{name}: {len(wanted - found)} lost, {len(found - wanted)} doubled")
     return [Figure(f"{name}: predictions", len(wanted), "predictions"), proven(project, name)]
@@ -265,8 +288,8 @@ def catch_up(given: argparse.Namespace, folder: Path, broker: TestBroker) -> lis
     return [
         Figure(f"{name}: caught up after", took, "s"),
         Figure(f"{name}: rows", (rows + given.rate * took) / took, "rows/s"),
-        Figure(f"{name}: memory at most", max(watch.memory_gib), "GiB"),
-        Figure(f"{name}: longest standstill of a partition", max(stood.values()), "s"),
+        watch.most(name),
+        Figure(f"{name}: longest standstill of a partition", max(stood.values(), default=0), "s"),
         *whole(project, name),
     ]
 
