@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -48,6 +49,8 @@ def steps_of(work: Callable[[], object]) -> list[str]:
             work()
             os.write(write, "\n".join(steps.names).encode())
             status = 0
+        except BaseException:  # noqa: BLE001 - this process ends here, so it says why
+            traceback.print_exc()
         finally:
             os._exit(status)
     os.close(write)

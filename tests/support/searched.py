@@ -51,3 +51,29 @@ def _in_statistics(metadata: Any, wanted: bytes) -> bool:
             if any(wanted in _bytes(bound) for bound in bounds):
                 return True
     return False
+
+
+def redis_keys_with(client: Any, text: str) -> list[bytes]:
+    """Return the keys of a Redis that hold a text: in their name, or anywhere in their value."""
+    forms = {text.encode(), json.dumps(text)[1:-1].encode()}
+    return sorted(
+        key
+        for key in client.scan_iter(count=1_000)
+        if any(form in part for form in forms for part in (key, *_redis_value(client, key)))
+    )
+
+
+def _redis_value(client: Any, key: bytes) -> list[bytes]:
+    kind = client.type(key)
+    if kind == b"string":
+        return [client.get(key)]
+    if kind == b"hash":
+        return [part for pair in client.hgetall(key).items() for part in pair]
+    if kind == b"list":
+        found: list[bytes] = client.lrange(key, 0, -1)
+        return found
+    if kind == b"set":
+        return list(client.smembers(key))
+    if kind == b"zset":
+        return list(client.zrange(key, 0, -1))
+    raise AssertionError(f"{key!r} is of the type {kind!r}, which is not searched")

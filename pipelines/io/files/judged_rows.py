@@ -1,4 +1,6 @@
-"""Raw rows judged: each row is kept, dropped by its source's transform, or rejected with a reason.
+"""Raw rows judged: each row is kept, dropped, or rejected with a reason.
+
+A row is dropped by its source's transform, or because it is a forgotten row of an archive.
 
 `Judge` applies the source's transform to raw batches and validates the result. If the source
 is a log with a time of receipt, it then rejects, in order of arrival, the rows that come too late
@@ -27,12 +29,16 @@ from tidemill.features.rows.rejected import Reason, Stage
 from tidemill.features.rows.validation import validate
 from tidemill.pipelines.io.acceptance import Gate, Refusals
 from tidemill.pipelines.io.files.readers import RawBatch, Reader
+from tidemill.pipelines.io.log_rows import PARTITION, POSITION, RECEIVED, forgotten_rows
 from tidemill.pipelines.io.request_ids import RequestIds
 
 REJECT_COLUMN: Final = "__reject__"
 """A transform's string column: why it rejects a row; null for other rows."""
 DROP_COLUMN: Final = "__drop__"
 """A transform's bool column: true for a row that is not an event of this stream."""
+
+_PLACES: Final = (PARTITION, POSITION, RECEIVED)
+"""Columns that the files of an archive have beside the declared ones."""
 
 Transform = Callable[[pa.RecordBatch], pa.RecordBatch]
 
@@ -47,7 +53,7 @@ class Counts:
     Attributes:
         read: Rows of the files.
         kept: Accepted rows.
-        dropped: Rows that the source's transform took out.
+        dropped: Rows that the source's transform took out, and forgotten rows of an archive.
         rejected: Rejected records.
         resolved: Kept rows with a local time that occurred twice: the source's rule chose the
             instant.
@@ -244,10 +250,14 @@ def judge(
     batch, rows, dropped = raw.batch, np.arange(raw.batch.num_rows), 0
     refused = [raw.rejected]
     stays = np.ones(len(rows), np.bool_) if replaced is None else ~replaced(raw)
+    forgotten = _forgotten(definition, raw.batch)
     if not stays.all():
         gone = np.flatnonzero(~stays)
         reasons, details = [Reason.MENDED] * len(gone), [Reason.MENDED.meaning] * len(gone)
         refused.append(_refused(Stage.READ, definition, raw, gone, reasons, details))
+    if forgotten is not None:
+        dropped = int((forgotten & stays).sum())
+        stays &= ~forgotten
     if transform is not None:
         batch = _transformed(transform, raw)
         drops = _drops(batch, transform) & stays
@@ -258,7 +268,7 @@ def judge(
         reasons = [Reason.TRANSFORM] * len(wrong)
         refused.append(_refused(Stage.TRANSFORM, definition, raw, wrong, reasons, details))
         stays &= ~drops & ~rejects
-        dropped = int(drops.sum())
+        dropped += int(drops.sum())
     if not stays.all():
         rows = np.flatnonzero(stays)
         batch = batch.take(pa.array(rows))
@@ -307,6 +317,16 @@ def judge(
             repeated=repeated,
         ),
     )
+
+
+def _forgotten(definition: EventStream | Request, batch: pa.RecordBatch) -> BoolArray | None:
+    """Tell which rows of an archive's file were forgotten; None for other files.
+
+    The file has the places of its rows in the log, of which every other row has an id.
+    """
+    if not {*_PLACES, definition.id_column} <= {*batch.schema.names}:
+        return None
+    return forgotten_rows(definition, batch)
 
 
 def _refused(

@@ -450,7 +450,8 @@ class LiveLog:
             numbers = table.column(POLL_NUMBER).to_numpy()
             records = table.select(rejected.SCHEMA.names)
             found, starts = np.unique(numbers, return_index=True)
-            stops = [*starts[1:].tolist(), len(numbers)]
+            # A file may be empty: all of its records were forgotten.
+            stops = [*starts.tolist(), len(numbers)][1:]
             for number, start, stop in zip(found.tolist(), starts.tolist(), stops, strict=True):
                 if after < number <= until:
                     yield number, one_batch(records.slice(start, stop - start))

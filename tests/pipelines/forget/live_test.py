@@ -7,16 +7,18 @@ import os
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from tests.support.memory_topics import MemoryTopics, TopicProject
+from tests.support.memory_topics import NAMES, MemoryTopics, TopicProject
 from tests.support.searched import where_found
 from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.pipelines.archive.archive import archive_live_rows
 from tidemill.pipelines.config.archive_section import Archive
+from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.delivery.places import Place
 from tidemill.pipelines.forget.forget import forget
 from tidemill.pipelines.forget.places import ForgottenPlaces
@@ -191,6 +193,7 @@ def test_polls_rejected_records_and_the_archive(
     gone = ForgottenPlaces.read(config.root, project.current.generation, "checks")
     poison = [Place(("rejected", "validate", "payments", 1, 0), at) for at in range(200)]
     assert sum(map(gone.has, poison)) >= 12
+    check_elsewhere(project, tmp_path, figures["removed"]["archive"])
     findings = Findings()
     compared = compare_archive(config, QuietProgress(), findings)
     assert (findings.count, compared["archive_removed_rows"]) == (0, 0)
@@ -203,6 +206,20 @@ def test_polls_rejected_records_and_the_archive(
     assert findings.count == 0
     assert list(read_mended(config.root)) == []
     assert MendedFiles(config.root, project.live, ["payments"], print).take(9) == []
+
+
+def check_elsewhere(project: Shop, folder: Path, forgotten: int) -> None:
+    """Check that another project that reads the archive drops what was forgotten of it."""
+    sources = {
+        name: Source(
+            name, (str(folder / "archive" / name / "**" / "*.parquet"),), received="sent_at"
+        )
+        for name in NAMES
+    }
+    other = replace(project.config(), root=folder / "other", sources=sources, archive=None)
+    counts = backfill(other, QuietProgress())["sources"].values()
+    assert sum(row["dropped"] for row in counts) == forgotten
+    assert sum(row["rejected"] for row in counts) == 0 < sum(row["kept"] for row in counts)
 
 
 def _places(project: Shop) -> list[tuple[int, int]]:
