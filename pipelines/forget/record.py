@@ -17,10 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from tidemill.features.contract import write_instant
+from tidemill.features.definitions import Project
 from tidemill.features.errors import StateMismatch
 from tidemill.pipelines.forget.linked_copy import Changes
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.serving.files.locks import is_locked, lock
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
+from tidemill.serving.generations.current import Current
 
 FINISH: Final = "tidemill forget --finish"
 """The command that goes on with a deletion that was killed."""
@@ -208,6 +212,33 @@ def closed_by(root: Path, generation: str, stream: str) -> int | None:
     """Return the number of the record by which a stream in eager mode was ended; None for none."""
     place = f"{generation}/{stream}"
     return next((one.number for one in read_records(root) if place in one.closed), None)
+
+
+def check_goes_on(current: Current, project: Project) -> None:
+    """Check that a stream was not ended because rows of it were forgotten.
+
+    Raises:
+        StateMismatch: It was.
+    """
+    number = closed_by(current.root, current.generation, current.stream_folder.name)
+    if number is not None:
+        raise StateMismatch(
+            f"{current.root}: an entity was forgotten (record {number:05d}), and a stream in eager "
+            f"mode cannot be resumed without its rows: {how_to_go_on(current, project)}"
+        )
+
+
+def how_to_go_on(current: Current, project: Project) -> str:
+    """Say how to go on with what a stream has read that was ended."""
+    live = LiveLog(current.folder / LIVE, project)
+    until_us = live.read_until_us() if live.exists else None
+    if until_us is None:
+        return "run `tidemill stream` without --resume"
+    return (
+        f"set splits.evaluate_until to {write_instant(until_us)}, run `tidemill backfill`, then "
+        "`tidemill stream`, which goes on from there; or run it alone: it answers again all that "
+        "came since the last backfill"
+    )
 
 
 def forgotten_rows(root: Path, generation: str) -> int:

@@ -22,7 +22,13 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.linked_copy import Change, LinkedCopy, plan_changes
 from tidemill.pipelines.forget.rebuild_build import check_build, is_of, rebuild_build
 from tidemill.pipelines.forget.rebuild_stream import StreamRewriter, check_stream, remove_offline
-from tidemill.pipelines.forget.record import FORGOTTEN, WORK, ForgetRecord, next_number
+from tidemill.pipelines.forget.record import (
+    FORGOTTEN,
+    WORK,
+    ForgetRecord,
+    how_to_go_on,
+    next_number,
+)
 from tidemill.pipelines.forget.rejected import rewrite_records
 from tidemill.pipelines.forget.remains import what_remains
 from tidemill.pipelines.forget.rewrite_archive import (
@@ -136,8 +142,9 @@ class Work:
             files=_listed(changes),
             remains=[
                 *(
-                    f"the stream {one} ran in eager mode: it cannot go on, and is not proven any "
-                    "more; run `tidemill stream` without --resume"
+                    f"the stream {one} ran in eager mode, where the instant of an answer depends "
+                    "on all rows that came before it, so it cannot go on, nor be proven any more: "
+                    f"{how_to_go_on(_of_stream(config, one), config.project)}"
                     for one in self.closed
                 ),
                 *what_remains(config, self.subject, self.unread),
@@ -208,6 +215,11 @@ class Work:
 
     def _count(self, place: str, number: int) -> None:
         self.removed[place] = self.removed.get(place, 0) + number
+
+
+def _of_stream(config: Configuration, place: str) -> Current:
+    """Return the folders of the generation of a stream, ``GENERATION/STREAM``."""
+    return Current(config.root, place.partition("/")[0], 0, 0, 0)
 
 
 def _folder(copy: LinkedCopy, current: Current) -> Path:

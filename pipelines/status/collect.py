@@ -12,6 +12,7 @@ from tidemill.features.contract import SECOND, TIME_MAX, TIME_MIN
 from tidemill.features.definitions import EventStream, Request
 from tidemill.features.errors import StateError
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.forget.record import closed_by
 from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.recovery.handoff import StreamRun
@@ -178,6 +179,11 @@ def _state(seen: _Seen, run: StreamRun | None, savepoint: Savepoint | None) -> t
         if record is None or record.ended_us is not None or not record.segment:
             return State.STARTING, "it starts: it loads states, or fills the online store"
         return State.RUNNING, "it runs"
+    current = seen.current
+    number = closed_by(current.root, current.generation, current.stream_folder.name)
+    if number is not None:
+        why = f"an entity was forgotten (record {number:05d}) of a stream in eager mode"
+        return State.ENDED, f"{why}; `tidemill stream --resume` says how to go on"
     if run is not None and run.ended:
         return State.ENDED, "it has come to its end; `tidemill stream` starts over"
     if record is None and run is None:

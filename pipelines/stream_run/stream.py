@@ -37,6 +37,7 @@ from tidemill.pipelines.engines.choosing import EngineChoice, make_runner
 from tidemill.pipelines.engines.choosing import run as run_pipeline
 from tidemill.pipelines.engines.options import pipeline_options, stream_engine
 from tidemill.pipelines.forget.blank_requests import BlankRequests
+from tidemill.pipelines.forget.record import check_goes_on
 from tidemill.pipelines.history.live_retention import remove_old_rows
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.ingest.validate import Validate
@@ -182,6 +183,8 @@ def _stream(
 ) -> dict[str, Any]:
     project, root = config.project, config.root
     remove_old_rows(config, config.current, progress)
+    if resume:
+        check_goes_on(config.current, project)
     start = (next_start if resume else first_start)(config, mode)
     if until_us is not None:
         check_savepoint(start, until_us, config.splits.stream_until_us)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -11,11 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pytest
 
 from tests.support.memory_topics import NAMES, MemoryTopics, TopicProject
 from tests.support.searched import where_found
+from tests.support.stream_outputs import rows_in
 from tidemill.features.contract import HOUR, MINUTE, SECOND
+from tidemill.features.errors import StateMismatch
 from tidemill.pipelines.archive.archive import archive_live_rows
 from tidemill.pipelines.config.archive_section import Archive
 from tidemill.pipelines.config.source_section import Source
@@ -28,6 +32,7 @@ from tidemill.pipelines.io.live.mended import MendedMessage
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.run.proof_record import ProofRecord
+from tidemill.pipelines.status.collect import collect
 from tidemill.pipelines.verify.compare_archive import compare_archive
 from tidemill.pipelines.verify.findings import Findings
 from tidemill.pipelines.verify.follow.follow import FollowOptions, follow
@@ -109,6 +114,39 @@ def test_a_stream_goes_on_without_a_forgotten_card(
     forget(project.config(), "card", CARD, QuietProgress())
     assert where_found(root, CARD) == []
     proven(project)
+
+
+def test_what_follows_a_stream_in_eager_mode_goes_on_from_where_that_has_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time_ns() // 1_000 // MINUTE * MINUTE
+    project = shop(tmp_path, monkeypatch, now - 2 * HOUR)
+    project.send(project.until_us, steps=40, every_us=30 * SECOND)
+    project.stream(monkeypatch, mode="eager")
+    answered = ids_of(project)
+    figures = forget(project.config(), "card", CARD, QuietProgress())
+    said = next(one for one in figures["remains"] if "eager mode" in one)
+    with pytest.raises(StateMismatch, match=r"an entity was forgotten \(record 00001\)") as error:
+        project.stream(monkeypatch, resume=True)
+    assert len(str(error.value)) < 400
+    (until,) = {
+        re.findall(r"evaluate_until to (\S+Z),", text)[0] for text in (said, str(error.value))
+    }
+    standing = collect(project.config(), lambda *_: {})
+    assert "an entity was forgotten" in standing.stream.said
+    project.until_us = int(np.datetime64(until.removesuffix("Z"), "us").astype(np.int64))
+    backfill(project.config(), QuietProgress())
+    project.send(project.until_us + MINUTE, steps=20, every_us=30 * SECOND)
+    project.stream(monkeypatch, mode="eager")
+    assert ids_of(project)
+    assert not {*ids_of(project)} & {*answered}
+    forget(project.config(), "card", CARD, QuietProgress())
+    assert where_found(project.config().root, CARD) == []
+    proven(project)
+
+
+def ids_of(project: Shop) -> list[str]:
+    return [row["request_id"] for row in rows_in(project.current.stream_folder / "predictions")]
 
 
 def followed(project: Shop) -> int:
