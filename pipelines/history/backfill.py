@@ -105,6 +105,7 @@ def backfill(
             summary["training"] = point_in_time(stages)
             handoff, summary["handoff"] = hand_over(stages, build.generation)
         change_points = _log_history(config, progress, build, handoff, publish=publish)
+        build.share()
         _manifest(config, build, handoff, files, live).write(build.folder)
         build.finish()
         replace_rejected(build.work, config.root)

@@ -7,6 +7,10 @@ place in the folder of its generation, and then the record ``CURRENT`` names it
 A build belongs to the generation of the build before it if its log *extends* that build's log: it
 has the same rows below the end of that log (`pipelines.io.log_digests`), in as many partitions.
 Else history was corrected, and a new generation begins.
+
+Files of log and training table that are the same as those of the build before are one file with
+two names (`Build.share`). So a root that is built again and again has its rows once, and of each
+build only what is new.
 """
 
 from __future__ import annotations
@@ -24,7 +28,9 @@ from tidemill.features.errors import DamagedFile, InputError, StateVersionError
 from tidemill.pipelines.history.build_manifest import BUILD_RECORD, BuildManifest
 from tidemill.pipelines.io.live.live_log import LIVE, inherited_from
 from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.log_pieces import share_files, share_log
 from tidemill.pipelines.recovery.handoff import StreamRun
+from tidemill.pipelines.run import paths
 from tidemill.serving.files.locks import is_locked, lock
 from tidemill.serving.generations.current import (
     GENERATIONS,
@@ -143,6 +149,22 @@ class Build:
                 self.generation = self.before.generation
                 return
         self.generation = secrets.token_hex(8)
+
+    def share(self) -> int:
+        """Replace files by links to those of the build before that have the same content.
+
+        Of logs these are pieces with the same rows (`pipelines.io.log_pieces`), of the training
+        table files with the same bytes.
+
+        Returns:
+            How many bytes are shared now that were not.
+        """
+        if self.before is None:
+            return 0
+        former = self.before.build_folder
+        return share_log(former, self.folder) + share_files(
+            former / paths.TRAINING_TABLE, self.folder / paths.TRAINING_TABLE
+        )
 
     @property
     def parent(self) -> str | None:

@@ -143,7 +143,7 @@ def spill_bytes(project: Project, plan: HistoryPlan) -> int:
     rows = {name: sum(lengths) for name, lengths in plan.lengths.items()}
     log = Log(Path(plan.build))
     logged = {
-        name: sum(log.path(name, n).stat().st_size for n in range(len(lengths)))
+        name: sum(log.size(name, n) for n in range(len(lengths)))
         for name, lengths in plan.lengths.items()
     }
     asked, total = rows[plan.request], 0

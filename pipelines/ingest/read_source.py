@@ -23,7 +23,7 @@ from tidemill.pipelines.io.files.input_files import format_of
 from tidemill.pipelines.io.files.judged_rows import Counts, Judge, request_ids
 from tidemill.pipelines.io.files.readers import RawBatch, Reader, read_for
 from tidemill.pipelines.io.log import Log, log_schema, one_batch
-from tidemill.pipelines.io.log_files import LogWriter
+from tidemill.pipelines.io.log_pieces import PartitionWriter
 from tidemill.pipelines.run.scratch import scratch_folder
 
 _COUNTED: Final = "counted"
@@ -131,7 +131,7 @@ class ReadSource:
             views = self.config.project.views_of(definition.name)
             counter = EventCounter(definition, views, self.work / _COUNTED)
         with ExitStack() as files:
-            writers: list[LogWriter] = []
+            writers: list[PartitionWriter] = []
             if build is not None:
                 topic = read_topics(build).get(self.name)
                 # Partitions of a topic are there from now on, also if nothing is read of them yet.

@@ -1,6 +1,6 @@
 """The log of a source on disk: every accepted row, in order of arrival, by partition.
 
-A partition is one Arrow IPC file: the declared columns, then ``_position`` (int64: the row's number
+A partition is in Arrow IPC files: the declared columns, then ``_position`` (int64: the row's number
 in the partition, ascending) and ``_received`` (int64 microseconds: when it arrived; for a table
 without an order of arrival, the row's own time). Training, replay and verification read the log.
 
@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -32,17 +31,18 @@ from tidemill.pipelines.io.log_digests import (
     block_digest,
     prefix_digest,
 )
+from tidemill.pipelines.io.log_files import LOG as LOG
 from tidemill.pipelines.io.log_files import (
     MEND,
     MEND_LIVE,
     TECHNICAL,
     LogFile,
-    LogWriter,
     block_digests,
     first_position,
     mend_of,
-    write_log_file,
 )
+from tidemill.pipelines.io.log_files import ROWS as ROWS
+from tidemill.pipelines.io.log_pieces import PartitionWriter, piece_path, piece_paths
 from tidemill.pipelines.io.log_rows import PARTITION as PARTITION
 from tidemill.pipelines.io.log_rows import POSITION as POSITION
 from tidemill.pipelines.io.log_rows import RECEIVED as RECEIVED
@@ -52,21 +52,17 @@ from tidemill.pipelines.io.log_rows import log_schema as log_schema
 from tidemill.pipelines.io.log_rows import one_batch as one_batch
 from tidemill.serving.files.read_files import reading
 
-LOG: Final = "log"
-"""The name of the logs' folder below the folder of a build."""
-ROWS: Final = "rows"
-"""The name of the same below the folder of a live log."""
-
 
 @dataclass(frozen=True)
 class Log:
     """The logs of a build, and of the live stream that goes on with it.
 
-    A partition is one file, ``root/log/<source>/<partition>.arrow``. That of a live source goes on
-    in further files, ``live/rows/<source>/<partition>-<first position>.arrow``
-    (`pipelines.io.live.live_log`), each from a whole block on. A block that two files have is
-    read from the later one, which has more of its rows: that of a build has the live rows that
-    were sealed when the build was made.
+    A partition of a build is in pieces, ``root/log/<source>/<partition>.arrow`` and others
+    (`pipelines.io.log_pieces`). That of a live source goes on in further files,
+    ``live/rows/<source>/<partition>-<first position>.arrow`` (`pipelines.io.live.live_log`). Each
+    begins with a whole block. A block that two files have is read from the later one, the live one,
+    which has more of its rows: that of a build has the live rows that were sealed when the build
+    was made.
 
     Attributes:
         root: The build's folder.
@@ -78,7 +74,12 @@ class Log:
 
     def path(self, source: str, partition: int) -> Path:
         """Return the file of a partition, the first one."""
-        return self.root / LOG / source / f"{partition:05d}.arrow"
+        return piece_path(self.root / LOG / source, partition, 0)
+
+    def size(self, source: str, partition: int) -> int:
+        """Return how many bytes the build's files of a partition have."""
+        paths = piece_paths(self.root / LOG / source, partition)
+        return sum(path.stat().st_size for path in paths)
 
     def sources(self) -> list[str]:
         """Return the names of the sources that have a log, in order."""
@@ -90,7 +91,8 @@ class Log:
         Raises:
             InputError: There is no log of the source.
         """
-        found = len(list((self.root / LOG / source).glob("*.arrow")))
+        paths = (self.root / LOG / source).glob("*.arrow")
+        found = sum("-" not in path.stem for path in paths)
         if not found:
             raise InputError(
                 f"there is no log of {source!r} in {self.root / LOG}; run `tidemill backfill`"
@@ -109,30 +111,33 @@ class Log:
             DamagedFile: A file is not one of a log, or rows are missing between two.
             StateVersionError: A file was written in another format.
         """
-        paths = [self.path(source, partition)]
-        if not paths[0].exists():
+        built = piece_paths(self.root / LOG / source, partition)
+        if not built[0].exists():
             raise InputError(
-                f"there is no partition {partition} of {source!r}: {paths[0]} is missing; {MEND}"
+                f"there is no partition {partition} of {source!r}: {built[0]} is missing; {MEND}"
             )
-        starts = [0]
+        live: list[Path] = []
         if self.live is not None:
-            paths += sorted((self.live / ROWS / source).glob(f"{partition:05d}-*.arrow"))
-            starts += [first_position(path) for path in paths[1:]]
-        stops = [*starts[1:], None]
+            live = sorted((self.live / ROWS / source).glob(f"{partition:05d}-*.arrow"))
+        paths = [*built, *live]
+        if live:
+            # The rows from the first live file on are read there, whatever the build has of them.
+            end = LogFile.of(built[-1], first_position(built[-1]), None).end
+            first = first_position(live[0])
+            paths = [built[0], *(one for one in built[1:] if first_position(one) < first), *live]
+        starts = [first_position(path) for path in paths]
         pieces = [
             LogFile.of(path, start, stop)
-            for path, start, stop in zip(paths, starts, stops, strict=True)
+            for path, start, stop in zip(paths, starts, [*starts[1:], None], strict=True)
         ]
         # The build may have more rows than the first file of the live rows, never than the last.
-        following = [
-            *itertools.pairwise(pieces[1:]),
-            *itertools.pairwise(pieces[:: len(pieces) - 1 or 1]),
-        ]
-        for before, piece in following:
-            if before.end > piece.end:
+        of_live = pieces[len(pieces) - len(live) :]
+        ends = [(before.end, piece) for before, piece in itertools.pairwise(of_live)]
+        for before_end, piece in [*ends, *((end, piece) for piece in of_live[-1:])]:
+            if before_end > piece.end:
                 raise DamagedFile(
                     f"{piece.path} ends at position {piece.end:,} of its partition, and the file "
-                    f"before it at {before.end:,}: rows are missing; {MEND_LIVE}"
+                    f"before it at {before_end:,}: rows are missing; {MEND_LIVE}"
                 )
         return pieces
 
@@ -283,15 +288,16 @@ class Log:
     @contextmanager
     def writing(
         self, definition: EventStream | Request, partition: int, rows: int
-    ) -> Iterator[LogWriter]:
-        """Write a partition piece by piece; it is there when the block has ended.
+    ) -> Iterator[PartitionWriter]:
+        """Write a partition batch by batch; it is there when the block has ended.
 
         Args:
             definition: The source.
             partition: The partition's number.
             rows: How many rows it will have.
         """
-        with write_log_file(self.path(definition.name, partition), definition, rows) as writer:
+        folder = self.root / LOG / definition.name
+        with PartitionWriter(folder, definition, partition, rows) as writer:
             yield writer
 
 

@@ -28,6 +28,10 @@ from tidemill.pipelines.io.log_rows import POSITION, RECEIVED, log_schema, one_b
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import reading
 
+LOG: Final = "log"
+"""The name of the logs' folder below the folder of a build."""
+ROWS: Final = "rows"
+"""The name of the same below the folder of a live log."""
 TECHNICAL: Final = (POSITION, RECEIVED)
 MEND: Final = "run `tidemill backfill` again, which writes the log anew"
 MEND_LIVE: Final = "restore the file from a copy, or run `tidemill backfill` for a new generation"
@@ -362,10 +366,10 @@ def _damaged(path: Path, block: int, rows: int) -> DamagedFile:
 
 
 def first_position(path: Path) -> int:
-    """Return the position of a file's first row; live files are named by it."""
+    """Return the position of a file's first row; all but the first of a build are named by it."""
     return int(path.stem.partition("-")[2] or 0)
 
 
 def mend_of(path: Path) -> str:
     """Return what to do about a file that is damaged."""
-    return MEND_LIVE if "-" in path.stem else MEND
+    return MEND_LIVE if "-" in path.stem and path.parent.parent.name != LOG else MEND
