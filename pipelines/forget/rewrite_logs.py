@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -81,6 +82,7 @@ class LogRewriter:
         self._shards, self._salt = shards, salt
         self._live = LiveLog(folder / LIVE, project)
         self._done = Blanked()
+        self._rewritten: dict[tuple[int, int], Path] = {}
 
     def run(self) -> Blanked:
         """Blank everything.
@@ -116,6 +118,13 @@ class LogRewriter:
     def _rewrite_file(
         self, path: Path, definition: EventStream | Request, blanking: Blanking
     ) -> None:
+        # Builds may share a file (`pipelines.io.log_pieces`), and go on to do so.
+        status = path.stat()
+        which = status.st_dev, status.st_ino
+        if (same := self._rewritten.get(which)) is not None:
+            path.unlink()
+            os.link(same, path)
+            return
         first = first_position(path)
         file = LogFile.of(path, first, None)
         if list(file.columns.items()) != list(definition.schema.items()):
@@ -138,6 +147,7 @@ class LogRewriter:
                     self._note(definition, partition, rows, of_batch, blanking)
                     rows = blanking.blank(rows, of_batch)
                 writer.write(rows, hashing.bits(rows.column(RECEIVED)))
+        self._rewritten[which] = path
 
     def _note(
         self,

@@ -42,6 +42,7 @@ from tidemill.pipelines.forget.texts import remove_proofs, rewrite_texts
 from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.history.live_retention import removed_faults, renew_removed
 from tidemill.pipelines.ingest.live_rows import find_live_rows
+from tidemill.pipelines.io.log_pieces import share_files
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.serving.generations.current import GENERATIONS, Current, find_current
@@ -185,12 +186,16 @@ class Work:
             refused.setdefault(f"{folder.name}/{source}/{partition}", set()).add(position)
         self.refused |= {place: _ranges(found) for place, found in sorted(refused.items())}
         renew_removed(inside, project)
+        former: Path | None = None
         for build in builds if blanked.rows else ():
             pinned = Current(copy, folder.name, int(build.name.rpartition("-")[2]), 0, 0)
             made = rebuild_build(replace(config, root=copy, pinned=pinned), blanked)
             self.renewed.update(made.renewed)
             self._count("states", made.states)
             self._count("rows of training tables", made.rows)
+            if former is not None:  # what they have shared they share again
+                share_files(former / paths.TRAINING_TABLE, build / paths.TRAINING_TABLE)
+            former = build
         for pinned in self._streams(folder):
             inside_of_it = replace(config, root=copy, pinned=pinned)
             done = StreamRewriter(inside_of_it, self.subject, blanked, self.renewed).run()

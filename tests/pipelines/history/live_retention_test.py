@@ -21,7 +21,7 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.forget import forget
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.history.live_retention import remove_beside_streams, remove_old_rows
-from tidemill.pipelines.io import log, log_digests, log_files
+from tidemill.pipelines.io import log, log_digests, log_files, log_pieces
 from tidemill.pipelines.io.live import live_log
 from tidemill.pipelines.io.live.removed import RemovedRows
 from tidemill.pipelines.io.log_files import first_position
@@ -37,6 +37,7 @@ BLOCK: Final = 8
 def use_small_blocks(patch: pytest.MonkeyPatch) -> None:
     for module in (log, log_digests, log_files, live_log):
         patch.setattr(module, "BLOCK_ROWS", BLOCK)
+    patch.setattr(log_pieces, "PIECE_ROWS", 3 * BLOCK)
     patch.setattr(os, "fsync", lambda _: None)  # nothing here loses its power
 
 
@@ -96,6 +97,13 @@ def firsts(project: TopicProject) -> list[int]:
     return [first_position(path) for path in sorted(folder.glob("00001-*.arrow"))]
 
 
+def names_of(project: TopicProject) -> dict[str, int]:
+    """Return how many names each file of log and training table of the current build has."""
+    build = project.current.build_folder
+    paths = [*(build / "log").rglob("*.arrow"), *(build / "features").glob("*.parquet")]
+    return {str(path.relative_to(build)): path.stat().st_nlink for path in paths}
+
+
 def removed(project: TopicProject, keep_us: int) -> int:
     return remove_old_rows(keeping(project, keep_us), project.current, QuietProgress())
 
@@ -134,6 +142,8 @@ def test_old_rows_go_from_the_live_log_and_stay_readable(project: TopicProject) 
         backfill(keeping(project, HOUR), QuietProgress())
     assert RemovedRows.read(project.live.folder).rows > record.rows
     assert rows_of(project) == more
+    # Nothing came between the two, so they are of the same files.
+    assert [path for path, count in names_of(project).items() if count == 1] == []
     proven(project)
 
 
@@ -164,8 +174,11 @@ def test_what_stands_in_for_removed_rows_is_proven(project: TopicProject) -> Non
 def test_rows_are_forgotten_in_what_stands_in_for_removed_ones(project: TopicProject) -> None:
     backfill(project.config(), QuietProgress())
     removed(project, HOUR)
+    before = names_of(project)
+    assert {*before.values()} == {1, 2}
     figures = forget(project.config(), "card", "c-1", QuietProgress())
     assert figures["removed"]["rows of logs"] > 10
+    assert names_of(project) == before  # what builds have shared they share still
     assert proven(project)["forgotten_rows"] == figures["removed"]["rows of logs"]
 
 
