@@ -113,6 +113,7 @@ training:
   seeds: 3
   seed: 7
   rate_groups: [amount_bin]
+  keep_bundles: 10
 online_store: {type: sqlite, path: store.db, give_up_after: 20m}
 offline_store: {type: parquet, memory_limit: 2GB, threads: 4, spill: scratch}
 registry: {type: file, path: features.db}

@@ -89,6 +89,7 @@ TRAINING_KEYS: Final = {
     "seeds": Value.count,
     "seed": Value.whole,
     "rate_groups": Value.texts,
+    "keep_bundles": Value.count,
 }
 STREAM_KEYS: Final = {
     "engine": or_null(lambda value: value.one_of(ENGINES)),
@@ -132,6 +133,8 @@ class Training:
         seeds: How many models are trained and evaluated; the first is the bundle's.
         seed: The seed of the first model; each further model adds one.
         rate_groups: Model inputs that the rate baseline groups by, the coarsest first.
+        keep_bundles: How many of the newest bundles stay when another one is made, beside those
+            that predictions name; by default all stay.
     """
 
     epochs: int = 4
@@ -140,8 +143,14 @@ class Training:
     seeds: int = 5
     seed: int = 1
     rate_groups: tuple[str, ...] = ()
+    keep_bundles: int | None = None
 
     def __post_init__(self) -> None:
+        if self.keep_bundles is not None and self.keep_bundles < 2:
+            raise ConfigurationError(
+                f"training.keep_bundles is {self.keep_bundles}, expected at least 2: a stream may "
+                "still be loading the one before the newest"
+            )
         if min(self.epochs, self.batch_size, self.seeds) < 1:
             raise ConfigurationError(
                 "training takes at least one epoch, one row a batch and one seed, found "

@@ -93,6 +93,7 @@ def backfill(
             replace_rejected(build.work, config.root)
             raise error
         build.settle()
+        build.share()  # the log, before more is written
         for divergence in build.because:
             progress.say(f"history was corrected, so a new generation begins: {divergence}")
         if live is not None and build.before is not None and build.is_new_generation:

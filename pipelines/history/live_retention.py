@@ -1,6 +1,6 @@
 """Removing rows from the live log by age, once the builds of its generation have them.
 
-Live rows are on the disk once in the live log, and once more in each build. With
+Live rows are on the disk once in the live log, and once more in the builds. With
 ``stream.keep_live`` the live log keeps only what the builds do not have, and what is younger. The
 promises:
 

@@ -40,6 +40,7 @@ from tidemill.pipelines.training.evaluation import (
     roc_points,
 )
 from tidemill.pipelines.training.fit import fit, predictor
+from tidemill.pipelines.training.old_bundles import remove_old_bundles
 from tidemill.pipelines.training.splits import SplitTable, split_table
 from tidemill.pipelines.training.statistics import input_statistics
 from tidemill.pipelines.training.transform import Transformer, analyse
@@ -80,6 +81,9 @@ def train(config: Configuration, progress: Progress) -> dict[str, Any]:
         },
     )
     make_current(config.root, bundle.version)
+    if config.training.keep_bundles is not None:
+        for version in remove_old_bundles(config.root, config.training.keep_bundles):
+            progress.say(f"bundle {version} was removed: it is old, and no prediction names it")
     return {"bundle": bundle.version, "evaluation": bundle.evaluation}
 
 

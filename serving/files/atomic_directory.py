@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from tidemill.serving.files.atomic_write import wait_for_disk
+from tidemill.serving.files.file_errors import named_for
 from tidemill.serving.files.folder_lock import folder_lock
 
 _WRITING: Final = ".writing-"
@@ -69,6 +70,20 @@ def publish(scratch: Path, place: Path, is_whole: Callable[[Path], bool]) -> Non
             place.rename(place.with_name(f"{_REPLACED}{uuid.uuid4().hex}"))
         scratch.rename(place)
         wait_for_disk(place.parent)
+        _remove_abandoned(place.parent)
+
+
+def retire(place: Path) -> None:
+    """Remove a directory that `publish` has named: no reader finds part of it.
+
+    Args:
+        place: The directory.
+
+    Raises:
+        FileError: It cannot be removed.
+    """
+    with named_for(place), folder_lock(place.parent):
+        place.rename(place.with_name(f"{_REPLACED}{uuid.uuid4().hex}"))
         _remove_abandoned(place.parent)
 
 
