@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +52,8 @@ from tidemill.pipelines.io.log_rows import forgotten_rows as forgotten_rows
 from tidemill.pipelines.io.log_rows import log_schema as log_schema
 from tidemill.pipelines.io.log_rows import one_batch as one_batch
 from tidemill.serving.files.read_files import reading
+
+_ALL: Final = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,30 @@ class Log:
 
     def columns(self, source: str) -> Schema:
         """Return the declared columns of a source, as its log has them."""
-        return self._pieces(source, 0)[0].columns
+        return self._pieces_of(source, 0, 0, 0)[0].columns
+
+    def _files(self, source: str, partition: int) -> list[tuple[Path, int, int | None]]:
+        """Return the files of a partition: from which position each is read, and up to which.
+
+        Raises:
+            InputError: The first file is missing.
+        """
+        paths = piece_paths(self.root / LOG / source, partition)
+        if not paths[0].exists():
+            raise InputError(
+                f"there is no partition {partition} of {source!r}: {paths[0]} is missing; {MEND}"
+            )
+        if live := self._live_files(source, partition):
+            # The rows from the first live file on are read there, whatever the build has of them.
+            first = first_position(live[0])
+            paths = [paths[0], *(one for one in paths[1:] if first_position(one) < first), *live]
+        starts = [first_position(path) for path in paths]
+        return list(zip(paths, starts, [*starts[1:], None], strict=True))
+
+    def _live_files(self, source: str, partition: int) -> list[Path]:
+        if self.live is None:
+            return []
+        return sorted((self.live / ROWS / source).glob(f"{partition:05d}-*.arrow"))
 
     def _pieces(self, source: str, partition: int) -> list[LogFile]:
         """Return the files of a partition, each with the blocks that are read from it.
@@ -111,34 +137,36 @@ class Log:
             DamagedFile: A file is not one of a log, or rows are missing between two.
             StateVersionError: A file was written in another format.
         """
-        built = piece_paths(self.root / LOG / source, partition)
-        if not built[0].exists():
-            raise InputError(
-                f"there is no partition {partition} of {source!r}: {built[0]} is missing; {MEND}"
-            )
-        live: list[Path] = []
-        if self.live is not None:
-            live = sorted((self.live / ROWS / source).glob(f"{partition:05d}-*.arrow"))
-        paths = [*built, *live]
-        if live:
-            # The rows from the first live file on are read there, whatever the build has of them.
-            end = LogFile.of(built[-1], first_position(built[-1]), None).end
-            first = first_position(live[0])
-            paths = [built[0], *(one for one in built[1:] if first_position(one) < first), *live]
-        starts = [first_position(path) for path in paths]
-        pieces = [
-            LogFile.of(path, start, stop)
-            for path, start, stop in zip(paths, starts, [*starts[1:], None], strict=True)
-        ]
-        # The build may have more rows than the first file of the live rows, never than the last.
-        of_live = pieces[len(pieces) - len(live) :]
-        ends = [(before.end, piece) for before, piece in itertools.pairwise(of_live)]
-        for before_end, piece in [*ends, *((end, piece) for piece in of_live[-1:])]:
-            if before_end > piece.end:
+        return self._pieces_of(source, partition, 0, _ALL)
+
+    def _check_ends(self, source: str, partition: int, live: Sequence[LogFile]) -> None:
+        """Check that no live file ends before the one before it, nor the last before the build.
+
+        The build may have more rows than the first of them.
+        """
+        newest = piece_paths(self.root / LOG / source, partition)[-1]
+        end = LogFile.of(newest, first_position(newest), None).end
+        pairs = [(before.end, piece) for before, piece in itertools.pairwise(live)]
+        for before, piece in [*pairs, (end, live[-1])]:
+            if before > piece.end:
                 raise DamagedFile(
                     f"{piece.path} ends at position {piece.end:,} of its partition, and the file "
-                    f"before it at {before_end:,}: rows are missing; {MEND_LIVE}"
+                    f"before it at {before:,}: rows are missing; {MEND_LIVE}"
                 )
+
+    def _pieces_of(self, source: str, partition: int, start: int, stop: int) -> list[LogFile]:
+        """Return the files that the rows ``[start, stop)`` are read from, and all live ones."""
+        files = self._files(source, partition)
+        live = len(self._live_files(source, partition))
+        of_build = files[: len(files) - live]
+        wanted = [
+            file
+            for file in of_build
+            if file[1] < max(stop, start + 1) and (file[2] is None or file[2] > start)
+        ]
+        pieces = [LogFile.of(*file) for file in [*wanted, *files[len(of_build) :]] or files[-1:]]
+        if live:
+            self._check_ends(source, partition, pieces[-live:])
         return pieces
 
     def batches(self, source: str, partition: int) -> Iterator[pa.RecordBatch]:
@@ -180,7 +208,7 @@ class Log:
             DamagedFile: The file is not one of a log, or its rows are not those that were written.
             StateVersionError: It was written in another format.
         """
-        pieces = self._pieces(source, partition)
+        pieces = self._pieces_of(source, partition, start, stop)
         blocks = [
             block
             for piece in pieces
@@ -262,7 +290,7 @@ class Log:
 
     def _digest(self, source: str, partition: int, start: int, stop: int) -> bytes:
         """Digest the first rows of a block, once the block has its digest."""
-        pieces = self._pieces(source, partition)
+        pieces = self._pieces_of(source, partition, start, stop)
         span = self.digests(source, partition).span(start // BLOCK_ROWS)
         whole = self.read_span(source, partition, *span)
         return block_digest(pieces[0].columns, whole.slice(0, stop - start), TECHNICAL)
