@@ -389,8 +389,15 @@ class ShardOperator:
         return () if rows is None else tuple(np.unique(hashing.bits(rows.column(GROUP))).tolist())
 
     def everything(self) -> pa.RecordBatch:
-        """Return publications of all entities as of the frontier; the state does not change."""
-        return advance(self.state, None, None, self.state.frontier_us, Publish.ALL).publications
+        """Return publications of all entities as of the frontier; the state does not change.
+
+        Neither do its counters: when a store is repaired is not a matter of the log, and the
+        releases state what the log gives.
+        """
+        counters = replace(self.state.counters)
+        found = advance(self.state, None, None, self.state.frontier_us, Publish.ALL).publications
+        self.state.counters = counters
+        return found
 
     def replay(self, release: LoggedRelease) -> int:
         """Repeat a logged release, for its effect on the state; return its number of events."""

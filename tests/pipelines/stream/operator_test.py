@@ -72,6 +72,23 @@ def test_rows_are_released_when_the_frontier_has_passed_them() -> None:
     ]
 
 
+def test_publishing_every_entity_counts_no_overflow_again() -> None:
+    """A repair of the store is seen in no release: a proof repeats the log, and not the repairs."""
+    most = 2**62
+    operator = make_operator()
+    play(
+        operator,
+        f"""
+        1 events 0 [0,2) <10: a@3={most} a@5={most}
+        1 requests 0 [0,0) <10
+        """,
+    )
+    counted = dataclasses.replace(operator.state.counters)
+    assert counted.overflows == 1
+    assert operator.everything().num_rows == 1
+    assert operator.state.counters == counted
+
+
 def test_the_row_at_the_watermark_waits() -> None:
     assert play(
         make_operator(),
