@@ -127,6 +127,12 @@ class Repeat:
         """The number of the poll at the stream's end, which has no rows; a live one has no end."""
         return self._replay.last_poll_number + isinstance(self._replay, ReplayLog)
 
+    @property
+    def polls_before(self) -> int:
+        """The number in the live log of the poll before the first one; 0 for replayed files."""
+        replay = self._replay
+        return 0 if isinstance(replay, ReplayLog) else replay.before - replay.start.number
+
     def polls(self, until: int, stops: Collection[int] = ()) -> Iterator[Repeated]:
         """Take polls.
 

@@ -50,6 +50,7 @@ from tidemill.pipelines.verify.outputs.compare_delivered import FIGURES, compare
 from tidemill.pipelines.verify.outputs.compare_outputs import compare_outputs
 from tidemill.pipelines.verify.outputs.compare_rows import RowCheck, RowCounts
 from tidemill.pipelines.verify.outputs.extent import Outputs
+from tidemill.pipelines.verify.outputs.reach import Reach
 from tidemill.pipelines.verify.prove_published import published_operators
 from tidemill.pipelines.verify.raw_history import with_live_rows
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
@@ -130,7 +131,7 @@ SUMMED: Final = (
     "values", "scores", "scores_elsewhere", "releases", "publications", "rejected", "store_rows",
     "store_parts_moving", "offline_rows", "score_mismatches", "output_mismatches",
     "store_mismatches", "offline_mismatches", "answered_after_label", *StoreCounts().as_figures(),
-    "delivery_mismatches", *FIGURES,
+    "delivery_mismatches", "not_sealed", *FIGURES,
 )  # fmt: skip
 """The figures that are those of all streams together."""
 
@@ -179,6 +180,7 @@ def prove_stream(
             f"{current.stream_folder} has outputs of a stream, and not its record (stream.json): "
             "restore it, or run `tidemill stream`"
         )
+    reach = Reach.now(config, run)  # before anything is read
     witness = witnesses.of(config, proof.features)
     history = with_live_rows(config, witness.history)
     _check_run(config, run, proof.outputs)
@@ -188,7 +190,8 @@ def prove_stream(
     views = [view for view, origin in origins.items() if origin[:2] == (current, True)]
     database = open_database(config.online_store)
     rows = RowCheck(config.project, database, views, proof.store) if views else None
-    given, offline_rows = _compare_files(config, run, predictions, rows, progress, proof)
+    given, offline_rows = _compare_files(config, run, predictions, rows, reach, progress, proof)
+    predictions = given.predictions
     evidence = read_evidence(config, history, given.releases)
     end_us = evidence.stream_until_us
     asked = history.requests.received_in(run.as_of_us, end_us)
@@ -301,6 +304,7 @@ def _compare_files(
     run: StreamRun,
     predictions: pa.Table,
     rows: RowCheck | None,
+    reach: Reach | None,
     progress: Progress,
     proof: Proof,
 ) -> tuple[Outputs, int]:
@@ -308,7 +312,7 @@ def _compare_files(
 
     def outputs(offline: Path | None) -> Outputs:
         return compare_outputs(
-            config, run, predictions, rows, offline, progress, proof.outputs, proof.scores
+            config, run, predictions, rows, offline, reach, progress, proof.outputs, proof.scores
         )
 
     if run.offline is None:
@@ -317,7 +321,15 @@ def _compare_files(
         _log_history(config, run, offline)
         given = outputs(offline)
         folder = replace(config.current, offline=run.offline).offline_root
-        return given, _compare_offline(config, folder, offline, given, progress, proof.offline)
+        found = Findings()
+        is_still = reach is None or reach.is_at_rest
+        compared = _compare_offline(config, folder, offline, given, progress, found, is_still)
+        if is_still and reach is not None and not reach.is_at_rest:
+            # The stream has gone on while its log was read.
+            found = Findings()
+            compared = _compare_offline(config, folder, offline, given, progress, found, False)
+        proof.offline.merge(found)
+        return given, compared
 
 
 def _log_history(config: Configuration, run: StreamRun, offline: Path) -> None:
@@ -342,9 +354,10 @@ def _compare_offline(
     given: Outputs,
     progress: Progress,
     findings: Findings,
+    is_still: bool,
 ) -> int:
     rows = 0
-    has_ended = given.extent.complete == given.extent.last
+    has_ended = is_still and given.extent.complete == given.extent.last
     with progress.stage("compare the offline logs", None, "days") as stage:
         for view in config.project.views:
             rows += compare_offline(

@@ -24,6 +24,7 @@ from tidemill.pipelines.verify.outputs.compare_rows import RowCheck
 from tidemill.pipelines.verify.outputs.compare_scores import PredictionCheck
 from tidemill.pipelines.verify.outputs.extent import Outputs, find_extent
 from tidemill.pipelines.verify.outputs.places import places_of
+from tidemill.pipelines.verify.outputs.reach import Reach
 
 
 def compare_outputs(
@@ -32,6 +33,7 @@ def compare_outputs(
     predictions: pa.Table,
     rows: RowCheck | None,
     offline: Path | None,
+    reach: Reach | None,
     progress: Progress,
     findings: Findings,
     of_scores: Findings,
@@ -46,6 +48,7 @@ def compare_outputs(
             has rows of something else.
         offline: Where the offline logs are written again, to which the stream adds; None if it
             adds to none.
+        reach: How far a live stream had come before anything was read; None for replayed files.
         progress: Where progress is shown.
         findings: Takes the mismatches of releases, publications and rejected records.
         of_scores: Takes those of the predictions.
@@ -55,15 +58,27 @@ def compare_outputs(
     releases = ReleaseCheck(stream, findings)
     publications = PublicationCheck(stream, project, findings)
     rejected = RejectedCheck(stream, project, findings)
+    beyond = None if reach is None else reach.beyond(repeat.polls_before)
+    if beyond is None:
+        extent = find_extent(
+            config.current,
+            run,
+            releases.found,
+            [*publications.numbers, *_named(config, predictions)],
+            len(repeat.operators),
+            repeat.last_poll,
+        )
+    else:
+        extent = beyond.extent
+        for check in (releases, publications, rejected):
+            check.leave_out(beyond)
+        predictions = beyond.predictions(predictions, project)
+        if beyond.count:
+            progress.say(
+                f"{beyond.count:,} outputs of {stream} are of polls that no savepoint has sealed "
+                "yet, and are not compared"
+            )
     scores = PredictionCheck(config.root, project, predictions, of_scores, is_scored=run.scored)
-    extent = find_extent(
-        config.current,
-        run,
-        releases.found,
-        [*publications.numbers, *_named(config, predictions)],
-        len(repeat.operators),
-        repeat.last_poll,
-    )
     numbers = {
         bytes.fromhex(entry["mark"]): number
         for (*_, number), entries in releases.found.items()
@@ -116,12 +131,14 @@ def compare_outputs(
         refused=np.array(rejected.requests, np.int64),
         frontiers=frontiers,
         releases=given,
+        predictions=predictions,
         figures={
             "releases": releases.compared,
             "publications": publications.rows,
             "rejected": rejected.rows,
             "scores": scores.scores,
             "scores_elsewhere": scores.elsewhere,
+            "not_sealed": 0 if beyond is None else beyond.count,
         },
     )
 

@@ -14,6 +14,7 @@ from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.outputs.differences import differing, shown
 from tidemill.pipelines.verify.outputs.logged_publications import LoggedPublications, Place
+from tidemill.pipelines.verify.outputs.reach import Beyond
 from tidemill.serving.publications import ENTITY_KEY
 
 
@@ -38,6 +39,14 @@ class PublicationCheck:
     def numbers(self) -> list[int]:
         """The numbers of the releases that the log names."""
         return [place.number for place in self._logs.places]
+
+    def leave_out(self, beyond: Beyond) -> None:
+        """Do not compare the publications of releases that are beyond the live log."""
+        places = self._logs.places
+        later = beyond.numbers(place.number for place in places)
+        for place, is_beyond in zip(places, later, strict=True):
+            if is_beyond:
+                self._logs.take(place)
 
     def take(self, releases: Iterable[tuple[ShardOperator, Release]], complete: int) -> None:
         """Compare the publications of releases.

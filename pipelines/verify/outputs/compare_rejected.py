@@ -22,6 +22,7 @@ from tidemill.pipelines.stream.rejected_by_stream import (
 )
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.outputs.differences import differing, shown
+from tidemill.pipelines.verify.outputs.reach import Beyond
 
 _PLACE: Final = ("stage", "stream", "partition", "position")
 _Place = tuple[str, str, int, int]
@@ -45,11 +46,20 @@ class RejectedCheck:
         self._project, self._findings = project, findings
         self._found = read_rejected(stream / paths.REJECTED_BY_STREAM).combine_chunks()
         self._rows: dict[_Place, list[int]] = {}
-        for row, place in enumerate(_places(self._found)):
-            self._rows.setdefault(place, []).append(row)
+        self._place()
         self._given: set[_Place] = set()
         self.requests: list[int] = []
         self.rows = 0
+
+    def _place(self) -> None:
+        self._rows.clear()
+        for row, place in enumerate(_places(self._found)):
+            self._rows.setdefault(place, []).append(row)
+
+    def leave_out(self, beyond: Beyond) -> None:
+        """Do not compare the records that are beyond the live log."""
+        self._found = self._found.filter(pa.array(~beyond.rejected(self._found))).combine_chunks()
+        self._place()
 
     def take(self, repeated: Repeated, *, is_complete: bool) -> None:
         """Compare the records that some polls give.

@@ -13,6 +13,7 @@ from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.release_line import RELEASE_VERSION, release_line
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.instants import field_text
+from tidemill.pipelines.verify.outputs.reach import Beyond
 
 _WITHOUT_MARKS: Final = 1
 """The version of releases that had no marks."""
@@ -41,6 +42,13 @@ class ReleaseCheck:
         self.found: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
         for key, entry in read_release_lines(stream, lambda one: (place_of(one), dict(one))):
             self.found.setdefault(key, []).append(entry)
+
+    def leave_out(self, beyond: Beyond) -> None:
+        """Do not compare the releases that are beyond the live log."""
+        keys = list(self.found)
+        for key, is_beyond in zip(keys, beyond.numbers(key[-1] for key in keys), strict=True):
+            if is_beyond:
+                del self.found[key]
 
     def take(self, releases: Iterable[tuple[ShardOperator, Release]], complete: int) -> None:
         """Compare releases.

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from tidemill.features.contract import Int64Array
 from tidemill.features.errors import StateError
 from tidemill.pipelines.recovery.handoff import StreamRun, last_states
@@ -52,12 +54,14 @@ class Outputs(Answerable):
             there was none.
         releases: By view, shard and number: frontier and positions of every release that the polls
             give.
+        predictions: The predictions that were compared.
         figures: The number of outputs compared, by name.
     """
 
     extent: Extent
     frontiers: Mapping[str, int]
     releases: Mapping[tuple[str, int, int], tuple[int, tuple[int, ...]]]
+    predictions: pa.Table
     figures: Mapping[str, int]
 
 
@@ -87,6 +91,17 @@ def find_extent(
     # All its last releases are there: it has ended, or was killed in its very last moment.
     if run.ended or at_end >= parts:
         return Extent(last_poll, last_poll)
+    complete = complete_polls(current, run)
+    return Extent(complete, max([complete, *numbers, *later]))
+
+
+def complete_polls(current: Current, run: StreamRun) -> int:
+    """Return the number of the last poll whose outputs must be there: of the last savepoint.
+
+    Args:
+        current: The folders of the stream.
+        run: Its record.
+    """
     try:
         # It says so too where the states themselves are lost.
         written = Savepoint.read(current.stream_folder)
@@ -99,4 +114,4 @@ def find_extent(
             complete = max(complete, handoff.polls)
     except StateError:  # the build is gone, or `prove_stream` counts it
         pass
-    return Extent(complete, max([complete, *numbers, *later]))
+    return complete
