@@ -122,11 +122,21 @@ def last_states(current: Current) -> tuple[Path, Handoff]:
     Raises:
         StateMismatch: There are no states.
     """
+    while True:
+        folder = _newest_states(current)
+        try:
+            return folder, read_record(folder)
+        except StateMismatch:
+            # A stream that runs replaces its savepoints.
+            if _newest_states(current) == folder:
+                raise
+
+
+def _newest_states(current: Current) -> Path:
     savepoints = current.stream_folder / paths.SAVEPOINTS
     stops = [path.parent for path in savepoints.glob(f"*/{paths.HANDOFF}")]
     newest = max(stops, key=lambda folder: int(folder.name), default=None)
-    folder = current.build_folder / paths.STATES if newest is None else newest
-    return folder, read_record(folder)
+    return current.build_folder / paths.STATES if newest is None else newest
 
 
 def cut_digests(log: Log, positions: Mapping[str, Sequence[int]]) -> dict[str, str]:

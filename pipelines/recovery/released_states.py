@@ -67,7 +67,7 @@ def released_operators(
             else:
                 yield operator
     if last:
-        yield from _repeated(config, handoff, states, last)
+        yield from _repeated(config, handoff, states, last, releases)
 
 
 def _repeated(
@@ -75,6 +75,7 @@ def _repeated(
     handoff: Handoff,
     states: Mapping[tuple[str, int], bytes],
     last: Mapping[tuple[str, int], Mapping[str, Any]],
+    releases: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
 ) -> Iterator[ShardOperator]:
     run = StreamRun.read(config.current.stream_folder)
     assert run is not None, "releases are of a stream that has a record"
@@ -86,6 +87,18 @@ def _repeated(
         last_poll=handoff.polls,
         publishes=False,
     )
+    if config.is_live:
+        # A stream that runs or was killed has released polls that no savepoint has sealed yet.
+        sealed = {
+            place: [
+                one for one in releases[place] if handoff.polls < one["number"] <= repeat.last_poll
+            ]
+            for place in last
+        }
+        yield from (repeat.operators[place] for place, entries in sealed.items() if not entries)
+        last = {place: entries[-1] for place, entries in sealed.items() if entries}
+        if not last:
+            return
     stops = {int(entry["number"]) for entry in last.values()}
     waiting = dict(last)
     for part in repeat.polls(max(stops), stops):

@@ -5,7 +5,8 @@ The promises:
 * Each part of a shard is written in one step with its mark and frontier. A fill that nobody reads
   is written in chunks, and its frontiers with the last of them. A killed run is simply repeated.
 * A republication writes under the token that stands, and ends when another writer takes it. A
-  stream may write at the same time: a part that is further already stays as it is.
+  stream may write at the same time: a part that is further already stays as it is. Of a live
+  stream that runs or was killed it is what savepoints have sealed.
 * The rows are those that the stream published, byte for byte
   (`pipelines.recovery.released_states`).
 * Without releases to repeat, one shard at a time is in memory; else all of them, as in the stream.
@@ -13,6 +14,8 @@ The promises:
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +23,7 @@ from typing import Any, Final
 
 from tidemill.features.contract import TIME_MIN
 from tidemill.features.definitions import FeatureView
-from tidemill.features.errors import BehindReaders, NoKeySpace, StateMismatch
+from tidemill.features.errors import BehindReaders, NoKeySpace, StateError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.publish.store_writer import retry_while_unavailable
@@ -53,6 +56,7 @@ from tidemill.pipelines.recovery.store_fills import (
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.holder import this_holder
 from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.run.scratch import scratch_folder
 from tidemill.pipelines.stream.featurize_options import (
     make_operator,
     operator_key,
@@ -85,8 +89,37 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
         StateMismatch: There are no states, or they are not those that the stream began with.
         StoreError: The store refuses a write.
     """
+    folder, handoff = last_states(config.current)
+    try:
+        return _republish(config, progress, folder, handoff)
+    except StateError:
+        if last_states(config.current)[0] == folder:
+            raise
+    # A stream runs, and has replaced the savepoint meanwhile. Keep the files of the next one.
+    with scratch_folder(config.root, "republish") as scratch:
+        folder, handoff = _kept_states(config.current, scratch)
+        return _republish(config, progress, folder, handoff)
+
+
+def _kept_states(current: Current, scratch: Path) -> tuple[Path, Handoff]:
+    """Link the newest states into a folder, where the stream does not remove them."""
+    while True:
+        folder, handoff = last_states(current)
+        kept = scratch / paths.SAVEPOINTS / folder.name
+        try:
+            shutil.copytree(folder, kept, copy_function=os.link)
+        except OSError:
+            shutil.rmtree(kept, ignore_errors=True)
+            if last_states(current)[0] == folder:
+                raise
+        else:
+            return kept, handoff
+
+
+def _republish(
+    config: Configuration, progress: Progress, folder: Path, handoff: Handoff
+) -> dict[str, Any]:
     project, current = config.project, config.current
-    folder, handoff = last_states(current)
     began = StreamRun.read(current.stream_folder)
     if began is not None and (lost := what_is_lost(current.stream_folder, began, folder, handoff)):
         if handoff.kind == "stop":

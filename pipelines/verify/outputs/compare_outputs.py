@@ -72,6 +72,8 @@ def compare_outputs(
         extent = beyond.extent
         for check in (releases, publications, rejected):
             check.leave_out(beyond)
+        if rows is not None:
+            rows.leave_out(beyond)
         predictions = beyond.predictions(predictions, project)
         if beyond.count:
             progress.say(

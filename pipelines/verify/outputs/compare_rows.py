@@ -25,6 +25,7 @@ from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.instants import field_text, scalar_text
+from tidemill.pipelines.verify.outputs.reach import Beyond
 from tidemill.pipelines.verify.source_history import SourceHistory
 from tidemill.serving.online.cells import cells_width, decode_cells
 from tidemill.serving.online.database import OnlineDatabase
@@ -55,7 +56,8 @@ class RowCounts(NamedTuple):
 
     Attributes:
         rows: Rows.
-        moving: Parts that were written meanwhile, so that their rows were not compared.
+        moving: Parts that were written meanwhile, or by a release beyond the live log, so that
+            their rows were not compared.
     """
 
     rows: int = 0
@@ -93,11 +95,31 @@ class RowCheck:
         self._reached: dict[tuple[str, int, bytes], Reached] = {}
         # By view and shard: frontier and positions of the last release that has applied rows.
         self._applied: dict[tuple[str, int], tuple[int, tuple[int, ...]]] = {}
+        self._is_ahead = False
+
+    def leave_out(self, beyond: Beyond) -> None:
+        """Do not compare parts that may be of a release beyond the live log."""
+        self._is_ahead = beyond.written > beyond.sealed
 
     def is_still(self, view: str) -> bool:
-        """Tell whether nothing was published to a view since its marks were read."""
+        """Tell whether nothing was published to a view since its marks were read.
+
+        Nor before, by a release that is beyond the live log.
+        """
         fill, states = self.fills[view]
-        return self._database.part_states([fill])[0] == states
+        is_same: bool = self._database.part_states([fill])[0] == states
+        return is_same and not self._ahead(fill, states)
+
+    def _ahead(self, fill: Fill, states: Sequence[PartState]) -> set[int]:
+        """Return the parts whose marks may be of releases that are beyond the live log."""
+        if not self._is_ahead:
+            return set()
+        return {
+            part
+            for part, state in enumerate(states)
+            if state.mark is not None
+            and (fill.space.view, part // fill.slices, state.mark) not in self._reached
+        }
 
     def marks(self, view: str, shard: int) -> set[bytes]:
         """Return the marks that the parts of a shard have."""
@@ -207,6 +229,7 @@ class RowCheck:
             found = {row.key: row for rows in self._database.scan(fill) for row in rows}
             (now,) = self._database.part_states([fill])
             moving = {part for part, one in enumerate(states) if one != now[part]}
+            moving |= self._ahead(fill, states)
             self._check_parts(view, fill, states, moving, complete)
             expected = self._expected(view, fill, states)
             compared = 0
