@@ -59,7 +59,13 @@ from tidemill.pipelines.config.online_section import (
 )
 from tidemill.pipelines.config.project_import import import_attribute
 from tidemill.pipelines.config.registry_section import registry_place
-from tidemill.pipelines.config.sink_section import PREDICTIONS, REJECTED, KafkaSink, read_sinks
+from tidemill.pipelines.config.sink_section import (
+    PREDICTIONS,
+    REJECTED,
+    KafkaSink,
+    check_not_read,
+    read_sinks,
+)
 from tidemill.pipelines.config.source_section import SOURCE_KEYS, Source, read_source
 from tidemill.pipelines.config.strict_yaml import Section, Value, or_null, read_file
 from tidemill.pipelines.config.telemetry_section import (
@@ -335,13 +341,15 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
     _check_names(top.required("sources"), sources, project)
     if "training" in top.values:
         _check_rate_groups(top.values["training"], training, project)
+    read = {name: read_source(project, name, part, folder) for name, part in sources.items()}
+    check_not_read(top, sinks, {name: source.kafka for name, source in read.items()})
     return Configuration(
         path=path.absolute(),
         project_name=reference.text(),
         project=project,
         root=where,
         shards=shards,
-        sources={name: read_source(project, name, part, folder) for name, part in sources.items()},
+        sources=read,
         splits=splits,
         training=training,
         online_store=online_store,

@@ -14,6 +14,7 @@ rejected:                         # optional: the same for rejected records
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,7 @@ from tidemill.pipelines.config.kafka_connection import (
     read_connection,
     read_topic,
 )
+from tidemill.pipelines.config.kafka_section import KafkaTopic
 from tidemill.pipelines.config.strict_yaml import Section, Value
 
 PREDICTIONS: Final = "predictions"
@@ -64,6 +66,30 @@ def read_sinks(top: Section, folder: Path) -> dict[str, KafkaSink]:
         for name in SINKS
         if name in top.values
     }
+
+
+def check_not_read(
+    top: Section, sinks: Mapping[str, KafkaSink], sources: Mapping[str, KafkaTopic | None]
+) -> None:
+    """Check that a stream does not write to a topic that it reads: it would read on for ever.
+
+    Args:
+        top: The file.
+        sinks: The topics that the stream writes to, by section.
+        sources: The topics that it reads, by source; None of a source of files.
+
+    Raises:
+        ConfigurationError: A section names the topic of a source, at one of its brokers.
+    """
+    for name, sink in sinks.items():
+        for source, topic in sources.items():
+            if topic is None or topic.topic != sink.topic:
+                continue
+            if set(topic.bootstrap) & set(sink.bootstrap):
+                raise top.values[name].wrong(
+                    f"{sink.topic!r} is the topic of the source {source!r}, so the stream would "
+                    "read what it writes, without an end; name another topic"
+                )
 
 
 def _sink(value: Value, folder: Path) -> KafkaSink:

@@ -86,6 +86,19 @@ def orders(found: Configuration) -> tuple[Source, KafkaTopic]:
     return source, source.kafka
 
 
+@pytest.mark.parametrize("section", ["predictions", "rejected"])
+def test_a_stream_does_not_write_to_a_topic_that_it_reads(section: str, write: Write) -> None:
+    path = write()
+    text = path.read_text()
+    sink = f"{section}: {{{{kafka: {{{{bootstrap: '{{}}', topic: {{}}}}}}}}}}\n"
+    path.write_text(text + sink.format("other:9092,localhost:9092", "orders"))
+    assert f"{section}: 'orders' is the topic of the source 'orders'" in failure(path)
+    # Another topic of these brokers, and the topic of that name at others, are what they seem.
+    for bootstrap, topic in (("localhost:9092", "answers"), ("other:9092", "orders")):
+        path.write_text(text + sink.format(bootstrap, topic))
+        load(path)
+
+
 def test_a_source_may_go_on_in_a_topic_and_needs_no_files(write: Write, tmp_path: Path) -> None:
     found = load(write())
     assert found.is_live

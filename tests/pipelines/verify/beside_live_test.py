@@ -1,4 +1,4 @@
-"""`verify` and `republish` beside a live stream that reads, releases, and replaces its savepoints."""
+"""`verify` and `republish` beside a live stream that releases and replaces its savepoints."""
 
 from __future__ import annotations
 
