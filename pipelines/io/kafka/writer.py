@@ -120,8 +120,8 @@ class Writer:
         if size > self._settings.max_message_bytes:
             raise MessageTooLarge(
                 f"a message to {topic!r} has {size} bytes, more than max_message_bytes, "
-                f"{self._settings.max_message_bytes}; split it, or raise the limit here and the "
-                "topic's max.message.bytes"
+                f"{self._settings.max_message_bytes}; raise the topic's max.message.bytes, which a "
+                "stream takes for its limit when it starts or resumes"
             )
         if timestamp_us is not None and timestamp_us < _US_PER_MS:
             # Kafka keeps -1 for no timestamp, and confluent-kafka takes 0 for now.
