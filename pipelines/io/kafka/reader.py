@@ -313,8 +313,9 @@ class Reader:
         end = self._patiently(lambda: self._asker.ends([where]))[where].high
         return PositionOutOfRange(
             f"the partition {where.partition} of the topic {where.topic!r} holds offsets from "
-            f"{first} to {end}, not the position {position}: {reason}; start over from the first "
-            "offset, or from a backup",
+            f"{first} to {end}, not the position {position}: {reason}; nothing is skipped: restore "
+            "the topic, or begin a new root, whose files have the rows that were read (an archive "
+            "has them)",
             where.topic,
             where.partition,
             position,
