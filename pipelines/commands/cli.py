@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -134,10 +135,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     leave_out_checks()
     session = Session()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for standard error
     with heeded() as stop, session.listening():
         try:
             status = commands.main(
-                args=arguments, prog_name="tidemill", standalone_mode=False, obj=session
+                args=_as_utf8(sys.argv[1:] if arguments is None else arguments),
+                prog_name="tidemill",
+                standalone_mode=False,
+                obj=session,
             )
         except click.ClickException as error:
             error.show()
@@ -148,6 +154,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if (status := _failed(stop, session, error)) is None:
                 raise
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _as_utf8(arguments: Sequence[str]) -> list[str]:
+    """Read arguments that the locale could not decode as UTF-8, as keys and ids are kept.
+
+    Raises:
+        UsageError: An argument is not UTF-8 either.
+    """
+    found = []
+    for number, text in enumerate(arguments, 1):
+        try:
+            text.encode()
+            found.append(text)
+        except UnicodeEncodeError:
+            try:
+                found.append(os.fsencode(text).decode())
+            except UnicodeError as error:
+                raise click.UsageError(
+                    f"argument {number} is neither text of the locale nor UTF-8: "
+                    f"{text!a}; write it as UTF-8"
+                ) from error
+    return found
 
 
 def _failed(stop: Stop, session: Session, error: Exception) -> int | None:

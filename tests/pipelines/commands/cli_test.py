@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import io
 import subprocess
 import sys
 import types
@@ -324,6 +325,32 @@ def test_features_are_printed_one_below_the_other(
         ["tidemill_frontier", "1970-01-01T00:00:00Z", "1970-01-01T00:00:00.000001Z"],
     ]
     assert run("features", "customer_refunds") == 2
+
+
+def test_a_key_that_the_locale_cannot_decode_is_read_as_utf8(
+    project: Path,
+    stage: Callable[[str, Any], Called],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # So Python gives the bytes of an argument that are no text of the locale.
+    key, no_text = (raw.decode("ascii", "surrogateescape") for raw in ("ü:日".encode(), b"\xff"))
+    called = stage("features", pa.table({"customer_id": ["ü:日"]}))
+    assert run("features", "customer_refunds", key) == 0
+    assert called.arguments[2:] == ("customer_refunds", ("ü:日",))
+    capsys.readouterr()
+    assert run("features", "customer_refunds", no_text) == 2
+    assert "argument 3 is neither text of the locale nor UTF-8" in capsys.readouterr().err
+
+
+def test_what_standard_output_cannot_encode_is_escaped(
+    project: Path, stage: Callable[[str, Any], Called], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage("features", pa.table({"customer_id": ["ü"]}))
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii", write_through=True))
+    assert run("features", "customer_refunds", "ü") == 0
+    assert b"customer_id" in printed.getvalue()
+    assert b"\\xfc" in printed.getvalue()
 
 
 def test_an_explanation_is_printed_as_tables(
