@@ -195,18 +195,17 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
     def mended() -> bool:
         shards = len(config.project.views) * config.shards
         last = last_releases(config.current.stream_folder, shards)
-        released = {key: int(entry["frontier_us"]) for key, entry in last.items()}
-        run, reached = RunFills({}), {}
+        run, behind = RunFills({}), True
         database = open_database(config.online_store)
         try:
             handoff = _began(config.current)
             run, missing = fills_of_run(config, database, handoff)
-            reached = {} if missing else frontiers_of(database, run)
+            behind = bool(missing) or _is_behind(database, run, last)
         except NoKeySpace:
             pass  # it was emptied: nothing is reached
         finally:
             database.close()
-        if all(reached.get(key, TIME_MIN) >= frontier for key, frontier in released.items()):
+        if not behind:
             switch_if_caught_up(config, run, progress)
             return False
         progress.say(
@@ -217,6 +216,29 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
 
     name = open_database(config.online_store).name
     return retry_while_unavailable(mended, name, config.give_up_after_us)
+
+
+def _is_behind(
+    database: OnlineDatabase, run: RunFills, last: Mapping[tuple[str, int], Mapping[str, Any]]
+) -> bool:
+    """Tell whether a part is behind the last release of its shard.
+
+    It is where its frontier is, and where its mark is of an earlier release with that frontier,
+    which a republication beside the stream has written.
+    """
+    fills = list(run.fills.values())
+    for fill, states in zip(fills, database.part_states(fills), strict=True):
+        for part, state in enumerate(states):
+            release = last.get((fill.space.view, part // fill.slices))
+            if release is None:
+                continue
+            reached_us = TIME_MIN if state.frontier_us is None else state.frontier_us
+            mark = None if state.mark is None else state.mark.hex()
+            frontier_us = int(release["frontier_us"])
+            is_earlier = reached_us == frontier_us and mark != release.get("mark", mark)
+            if reached_us < frontier_us or is_earlier:
+                return True
+    return False
 
 
 def switch_if_caught_up(config: Configuration, run: RunFills, progress: Progress) -> RunFills:
