@@ -201,13 +201,24 @@ def take_backlog(project: LiveProject, name: str, rows: int) -> Sustained:
     return Sustained(rate, most, proven(project, name))
 
 
-def sustained(folder: Path, broker: TestBroker, engine: str, rows: int) -> list[Figure]:
-    """Measure how fast a stream takes messages of one row, and publishes predictions."""
-    project = LiveProject(folder, broker, engine, savepoint_every="10s", sinks=True)
+def sustained(
+    folder: Path, broker: TestBroker, engine: str, rows: int, *, sinks: bool
+) -> list[Figure]:
+    """Measure how fast a stream takes messages of one row.
+
+    Args:
+        folder: Where it runs.
+        broker: The broker.
+        engine: ``fnapi`` or ``prism``.
+        rows: The rows of its topics.
+        sinks: Whether predictions also go to a topic.
+    """
+    project = LiveProject(folder, broker, engine, savepoint_every="10s", sinks=sinks)
     project.run("backfill")
     with load(project, 0, rows) as producing:
         assert producing.wait() == 0
-    alone, name = bare_reader(project, rows), f"{engine}, sustained"
+    alone = bare_reader(project, rows)
+    name = f"{engine}, sustained, {'predictions to a topic' if sinks else 'features'}"
     found = take_backlog(project, name, rows)
     return [
         Figure(f"{name}: rows", found.rate, "rows/s", note="one row a message, JSON"),
@@ -268,7 +279,9 @@ def run(quick: bool, effort: Effort) -> list[Figure]:
                     flush=True,
                 )
             for engine in ENGINES if not quick else ("fnapi",):
-                out += sustained(Path(folder) / f"{engine}-full", broker, engine, rows)
+                for sinks in (False, True):
+                    place = Path(folder) / f"{engine}-full-{sinks}"
+                    out += sustained(place, broker, engine, rows, sinks=sinks)
             kernel = kernel_alone(2_000 if quick else 1_000_000)
             out.append(Figure("the kernel alone", kernel, "rows/s"))
             for form, backlog in LARGE_BACKLOG.items():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
+
+import numpy as np
 
 from tidemill.features.contract import Int64Array
 
@@ -37,3 +40,23 @@ class Messages:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+
+def joined(parts: Iterable[Messages]) -> list[Messages]:
+    """Return the same messages, those of a partition together, in their order."""
+    by_partition: dict[tuple[str, int], list[Messages]] = {}
+    for part in parts:
+        by_partition.setdefault((part.topic, part.partition), []).append(part)
+    return [_joined(of_one) if len(of_one) > 1 else of_one[0] for of_one in by_partition.values()]
+
+
+def _joined(parts: Sequence[Messages]) -> Messages:
+    return Messages(
+        parts[0].topic,
+        parts[0].partition,
+        np.concatenate([part.offsets for part in parts]),
+        np.concatenate([part.timestamps_us for part in parts]),
+        list(itertools.chain.from_iterable(part.keys for part in parts)),
+        list(itertools.chain.from_iterable(part.values for part in parts)),
+        list(itertools.chain.from_iterable(part.headers for part in parts)),
+    )

@@ -18,7 +18,7 @@ from tidemill.features.errors import BrokerError, BrokerUnreachable
 from tidemill.pipelines.io.kafka.child_process.process import ChildProcess, portable
 from tidemill.pipelines.io.kafka.client import Consumer, Lost, Partition, Positions, Taken
 from tidemill.pipelines.io.kafka.connection import Connection
-from tidemill.pipelines.io.messages import Messages
+from tidemill.pipelines.io.messages import Messages, joined
 
 _WAIT_S: Final = 0.05
 """How long the child waits for messages before it looks whether it is asked for something."""
@@ -102,17 +102,20 @@ class ChildConsumer:
 
     def take(self, wait_s: float, max_messages: int) -> Taken:
         """See `client.Consumer.take`."""
+        messages: list[Messages] = []
         taken = Taken([], {})
         deadline_s, count = time.monotonic() + wait_s, 0
         while count < max_messages and self._error is None:
-            left_s = 0.0 if taken.messages else max(deadline_s - time.monotonic(), 0.0)
+            left_s = 0.0 if messages else max(deadline_s - time.monotonic(), 0.0)
             if (batch := self._next(left_s)) is None:
                 break
             self._error = batch.error
             self._positions.update(batch.positions)
-            taken.messages.extend(batch.messages)
+            messages.extend(batch.messages)
             taken.lost.update(batch.lost)
             count += sum(map(len, batch.messages))
+        # The child gives messages as they come, and every part of them costs those who decode it.
+        taken.messages.extend(joined(messages))
         if self._error is not None and not (taken.messages or taken.lost):
             error, self._error = self._error, None
             raise error

@@ -14,13 +14,13 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import pickle
 import socket
 import subprocess
 import sys
 import threading
 from contextlib import suppress
 from multiprocessing.connection import Connection as Pipe
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Final
 
@@ -190,7 +190,7 @@ class PipeHandler(logging.Handler):
 def portable(error: BaseException) -> BaseException:
     """Return an error that another process can be sent: itself, or what it says."""
     try:
-        pickle.dumps(copy.copy(error))
+        ForkingPickler.dumps(copy.copy(error))
     except Exception:  # noqa: BLE001 - whatever its class does
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
