@@ -29,6 +29,7 @@ from tidemill.features.errors import BrokerUnreachable
 CHILD: Final = "tidemill.pipelines.io.kafka.child_process.child"
 _START_S: Final = 30.0
 _END_S: Final = 5.0
+_DYING_S: Final = 1.0
 
 
 class ChildProcess:
@@ -62,6 +63,27 @@ class ChildProcess:
             BrokerUnreachable: The process does not answer in time; it was ended.
             Exception: What the process raised.
         """
+        try:
+            pipe, error = self._ask(request, within_s)
+        except (EOFError, OSError):
+            if not self._is_ending():
+                raise self._unanswered() from None
+            # It was ending already when it was asked: another one is started.
+            try:
+                pipe, error = self._ask(request, within_s)
+            except (EOFError, OSError):
+                raise self._unanswered() from None
+        if error is not None:
+            pipe.close()
+            raise error
+        return pipe
+
+    def _ask(self, request: object, within_s: float) -> tuple[Pipe, BaseException | None]:
+        """Return the connection to what serves a request, and why it cannot be served.
+
+        Raises:
+            EOFError, OSError: The process has ended before it answered.
+        """
         pipe = self._connection()
         try:
             pipe.send(request)
@@ -71,19 +93,10 @@ class ChildProcess:
                     "the process that reads or writes topics did not answer within "
                     f"{self._start_s + within_s:g} s, and was ended"
                 )
-            answer = pipe.recv()
-        except (EOFError, OSError) as error:
-            pipe.close()
-            raise BrokerUnreachable(
-                f"the process that reads or writes topics has ended{self._how()} before it answered"
-            ) from error
+            return pipe, pipe.recv()
         except BaseException:
             pipe.close()
             raise
-        if answer is not None:
-            pipe.close()
-            raise answer
-        return pipe
 
     def close(self) -> None:
         """End the process, and all that it serves."""
@@ -139,10 +152,22 @@ class ChildProcess:
                 process.kill()
                 process.wait()
 
-    def _how(self) -> str:
+    def _is_ending(self) -> bool:
+        """Tell whether the process ends, or has ended; its connections close before."""
+        with self._lock:
+            process = self._process
+        try:
+            return process is None or process.wait(_DYING_S) is not None
+        except subprocess.TimeoutExpired:
+            return False
+
+    def _unanswered(self) -> BrokerUnreachable:
         with self._lock:
             status = None if self._process is None else self._process.poll()
-        return "" if status is None else f" (status {status})"
+        how = "" if status is None else f" (status {status})"
+        return BrokerUnreachable(
+            f"the process that reads or writes topics has ended{how} before it answered"
+        )
 
 
 def log_until_end(number: int) -> None:
