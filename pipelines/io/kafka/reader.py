@@ -15,8 +15,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Collection, Iterable
-from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 from tidemill.features.errors import (
     BrokerUnreachable,
@@ -26,6 +25,7 @@ from tidemill.features.errors import (
 )
 from tidemill.pipelines.io.kafka.bounds import Surplus
 from tidemill.pipelines.io.kafka.client import Client, Ends, Lost, Partition, Positions, Topic
+from tidemill.pipelines.io.kafka.closing import Closing
 from tidemill.pipelines.io.kafka.connection import Connection
 from tidemill.pipelines.io.kafka.reach import reach
 from tidemill.pipelines.io.kafka.watch import Watch
@@ -46,7 +46,7 @@ _US_PER_MS: Final = 1_000
 _Answer = TypeVar("_Answer")
 
 
-class Reader:
+class Reader(Closing):
     """Reads partitions of a cluster; one thread may use it at a time.
 
     Args:
@@ -268,17 +268,6 @@ class Reader:
         self._watch.close()
         self._consumer.close()
         self._asker.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _wanted(self, partitions: Iterable[Partition] | None) -> tuple[Partition, ...]:
         return self._assigned if partitions is None else tuple(partitions)

@@ -10,8 +10,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from tidemill.features.errors import (
     BrokerError,
@@ -23,6 +22,7 @@ from tidemill.features.errors import (
     NoSuchTopic,
 )
 from tidemill.pipelines.io.kafka.client import Client, ProducerSettings, Topic
+from tidemill.pipelines.io.kafka.closing import Closing
 from tidemill.pipelines.io.kafka.connection import Connection
 from tidemill.pipelines.io.kafka.reach import reach
 from tidemill.pipelines.io.messages import Headers
@@ -33,7 +33,7 @@ _AGAIN_S: Final = 0.1
 _US_PER_MS: Final = 1_000
 
 
-class Writer:
+class Writer(Closing):
     """Writes messages to topics that exist; one thread may use it at a time.
 
     Args:
@@ -213,17 +213,6 @@ class Writer:
         """Disconnect; messages that were not flushed may be lost."""
         self._producer.close()
         self._asker.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _needs_transactions(self) -> None:
         if self._settings.transactional_id is None:

@@ -12,19 +12,18 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection as Pipe
-from typing import Final, TypeVar
+from typing import Final
 
 from tidemill.pipelines.io.kafka.child_process.consumer import ConsumerRequest, serve_consumer
 from tidemill.pipelines.io.kafka.child_process.process import PipeHandler, portable
 from tidemill.pipelines.io.kafka.child_process.producer import ProducerRequest, serve_producer
 from tidemill.pipelines.io.kafka.choosing import choose_client
-from tidemill.pipelines.io.kafka.client import Consumer, Producer
 
 _MOST_SOCKETS: Final = 1
-_Served = TypeVar("_Served", Consumer, Producer)
 
 
 def main() -> None:
@@ -48,33 +47,27 @@ def _serve(pipe: Pipe) -> None:
     with pipe, suppress(EOFError, OSError):
         request: ConsumerRequest | ProducerRequest = pipe.recv()
         try:
-            serve = _opened(request)
+            serve, close = _opened(request)
         except BaseException as error:  # noqa: BLE001 - raised where it was asked for
             pipe.send(portable(error))
             return
-        with serve as served:
+        try:
             pipe.send(None)
-            served(pipe)
-
-
-@contextmanager
-def _serving(
-    serve: Callable[[Pipe, _Served], None], served: _Served
-) -> Iterator[Callable[[Pipe], None]]:
-    try:
-        yield lambda pipe: serve(pipe, served)
-    finally:
-        served.close()
+            serve(pipe)
+        finally:
+            close()
 
 
 def _opened(
     request: ConsumerRequest | ProducerRequest,
-) -> AbstractContextManager[Callable[[Pipe], None]]:
-    """Connect what is asked for; it serves a pipe, and is closed after that."""
+) -> tuple[Callable[[Pipe], None], Callable[[], None]]:
+    """Connect what is asked for; return what serves a pipe, and what closes it after that."""
     client = choose_client(request.client)
     if isinstance(request, ConsumerRequest):
-        return _serving(serve_consumer, client.consumer(request.connection))
-    return _serving(serve_producer, client.producer(request.connection, request.settings))
+        consumer = client.consumer(request.connection)
+        return partial(serve_consumer, consumer=consumer), consumer.close
+    producer = client.producer(request.connection, request.settings)
+    return partial(serve_producer, producer=producer), producer.close
 
 
 if __name__ == "__main__":

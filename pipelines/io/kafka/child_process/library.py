@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Self
 
 from tidemill.pipelines.io.kafka.child_process.consumer import ChildConsumer, ConsumerRequest
 from tidemill.pipelines.io.kafka.child_process.process import ChildProcess
@@ -12,10 +10,11 @@ from tidemill.pipelines.io.kafka.child_process.producer import ChildProducer, Pr
 from tidemill.pipelines.io.kafka.child_process.shares import Shares
 from tidemill.pipelines.io.kafka.choosing import KAFKA_PYTHON, choose_client
 from tidemill.pipelines.io.kafka.client import Asker, Consumer, Producer, ProducerSettings
+from tidemill.pipelines.io.kafka.closing import Closing
 from tidemill.pipelines.io.kafka.connection import Connection
 
 
-class InChildProcess:
+class InChildProcess(Closing):
     """See `client.Client`; what it has made must be closed before it.
 
     Args:
@@ -57,14 +56,3 @@ class InChildProcess:
         """End the processes."""
         for process in self.processes:
             process.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
