@@ -59,6 +59,8 @@ class KafkaPythonConsumer:
             )
         except KafkaError as error:
             raise translated(error, "connecting a consumer") from error
+        self._diverges: dict[Partition, int] = {}
+        """From which offset on a partition holds other messages than were there."""
 
     def assign(self, positions: Positions) -> None:
         """See `client.Consumer.assign`."""
@@ -71,13 +73,17 @@ class KafkaPythonConsumer:
 
     def take(self, wait_s: float, max_messages: int) -> Taken:
         """See `client.Consumer.take`."""
+        if truncated := self._truncated():
+            return Taken([], truncated)
         try:
             records = self._consumer.poll(timeout_ms=wait_s * 1_000, max_records=max_messages)
         except OffsetOutOfRangeError as error:
-            return Taken([], _lost(error.args[0], truncated=False))
+            offsets = error.args[0].items()
+            return Taken([], {Partition(*where): Lost(at, False) for where, at in offsets})
         except LogTruncationError as error:
-            at = {where: self.position(Partition(*where)) for where in error.divergent_offsets}
-            return Taken([], _lost(at, truncated=True))
+            for where, at in error.divergent_offsets.items():
+                self._diverges[Partition(*where)] = 0 if at is None else at.offset
+            return Taken([], self._truncated())
         except NoOffsetForPartitionError as error:
             raise translated(error, "reading") from error
         except RetriableError:
@@ -87,6 +93,23 @@ class KafkaPythonConsumer:
         except KafkaError as error:
             raise translated(error, "reading") from error
         return Taken([_columns(where, found) for where, found in records.items()], {})
+
+    def _truncated(self) -> dict[Partition, Lost]:
+        """Return the partitions whose position is after what was lost.
+
+        Its library tells of a truncation once, after as many assignments as came meanwhile, and
+        does not look again: it is kept here for partitions that are not read now, and concerns no
+        position that is before it.
+        """
+        read = self._consumer._subscription.assignment
+        found = {
+            where: Lost(self.position(where), truncated=True)
+            for where, first in self._diverges.items()
+            if TopicPartition(*where) in read and self.position(where) > first
+        }
+        for where in self._diverges.keys() & {Partition(*where) for where in read}:
+            del self._diverges[where]
+        return found
 
     def position(self, partition: Partition) -> int:
         """See `client.Consumer.position`."""
@@ -105,10 +128,6 @@ class KafkaPythonConsumer:
     def close(self) -> None:
         """See `client.Consumer.close`."""
         self._consumer.close(autocommit=False, timeout_ms=1_000)
-
-
-def _lost(offsets: Mapping[TopicPartition, int], truncated: bool) -> dict[Partition, Lost]:
-    return {Partition(*where): Lost(offset, truncated) for where, offset in offsets.items()}
 
 
 def _columns(where: TopicPartition, records: Sequence[Any]) -> Messages:
