@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tidemill.features.contract import format_duration, parse_duration
 from tidemill.features.definitions.arguments import check_kind, check_name, prefix_errors, read_only
 from tidemill.features.definitions.expressions import Expression
 from tidemill.features.definitions.reserved import (
@@ -49,6 +50,9 @@ class Request(Arriving):
         max_ahead: As for streams.
         repeated: What becomes of a request whose id an earlier request has: ``reject`` makes it a
             rejected record, ``count`` answers and counts it.
+        repeated_within: Only a request less than so far from the earlier one, in request time, is
+            repeated; None for any. A live stream then keeps no id for longer than twice that, and
+            a request so far below the newest one is too late.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Request(Arriving):
     allowed_lateness: str = "0s"
     max_ahead: str = "1d"
     repeated: str = REJECT
+    repeated_within: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "request")
@@ -87,6 +92,15 @@ class Request(Arriving):
                 f"{what}: repeated must be {' or '.join(map(repr, REPEATED))}, found "
                 f"{shown(self.repeated)}; {nearest(self.repeated, REPEATED)}"
             )
+        if self.repeated_within is not None:
+            within_us = parse_duration(self.repeated_within, f"{what}: repeated_within")
+            if within_us <= self.tolerance_us:
+                raise DefinitionError(
+                    f"{what}: repeated_within must be longer than "
+                    f"{format_duration(self.tolerance_us)} (out_of_orderness + allowed_lateness), "
+                    f"found {shown(self.repeated_within)}: requests so late are accepted, and "
+                    "their ids are compared"
+                )
 
     def _check_input(self, name: str, expression: Expression) -> None:
         what = f"request {self.name!r}: input"
@@ -123,6 +137,11 @@ class Request(Arriving):
         return self.keys.get(entity.name, entity.join_key)
 
     @property
+    def repeated_within_us(self) -> int | None:
+        """How near two requests with one id are for the later one to be repeated; None for any."""
+        return None if self.repeated_within is None else parse_duration(self.repeated_within)
+
+    @property
     def identity(self) -> tuple[str, ...]:
         """The columns by which two requests are one: all of them."""
         return tuple(self.schema)
@@ -141,4 +160,6 @@ class Request(Arriving):
             "max_ahead_us": self.max_ahead_us,
         }
         # Only where it is declared, so that the hashes of other requests stay as they were.
-        return spec | ({} if self.repeated == REJECT else {"repeated": self.repeated})
+        declared = {} if self.repeated == REJECT else {"repeated": self.repeated}
+        within_us = self.repeated_within_us
+        return spec | declared | ({} if within_us is None else {"repeated_within_us": within_us})

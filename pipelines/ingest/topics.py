@@ -7,8 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from tidemill.features.definitions import Request
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.config.kafka_section import EARLIEST, HANDOFF, LATEST, PAYLOADS, KafkaTopic
@@ -28,7 +26,7 @@ from tidemill.pipelines.io.payloads.decoders import decoder
 from tidemill.pipelines.io.payloads.decoding import Decoder
 from tidemill.pipelines.io.payloads.metadata import Metadata
 from tidemill.pipelines.io.poll import PollPart
-from tidemill.pipelines.io.request_ids import RequestIds
+from tidemill.pipelines.io.request_ids import RequestIds, ids_so_far
 
 
 def ask_topics(
@@ -122,7 +120,9 @@ def open_topics(
         BrokerError: A broker cannot be reached, a topic does not exist, or it does not hold an
             offset any more.
     """
-    ids = _ids_so_far(config.project.request, log, unsealed)
+    request = config.project.request
+    begins = log.partitions(request.name) - len(offsets.get(request.name, ()))
+    ids = ids_so_far(request, log, begins, unsealed)
     with ExitStack() as opened:
         client = opened.enter_context(InChildProcess(readers=config.stream.readers))
         sources = []
@@ -178,7 +178,7 @@ class MadeOf(NamedTuple):
 
     def alone(self) -> tuple[Decoder, Decoder, Judge]:
         """Return decoders, and a judge that knows nothing of other rows."""
-        return self.decoder, self.rows, self.judge.alone(0)
+        return self.decoder, self.rows, self.judge.alone()
 
 
 def made_of(config: Configuration, source: Source, ids: RequestIds | None = None) -> MadeOf:
@@ -224,26 +224,6 @@ def made_of(config: Configuration, source: Source, ids: RequestIds | None = None
         decoder("json", reader, metadata=metadata, nulls=nulls),
         judge,
     )
-
-
-def _ids_so_far(request: Request, log: Log, unsealed: Iterable[PollPart]) -> RequestIds:
-    """Return the ids of all requests so far, with which those of a topic go on."""
-
-    def where(partition: int, _: int) -> str:
-        # A position of this run counts rejected rows too, so it is not that of the log.
-        return f"an earlier request of partition {partition} of the log"
-
-    ids = RequestIds(request, where)
-    for partition in range(log.partitions(request.name)):
-        begin = 0
-        for batch in log.batches(request.name, partition):
-            # Of two rows of the log with one id the first was accepted as such, or both count.
-            ids.repeated(partition, np.arange(begin, begin + batch.num_rows), batch)
-            begin += batch.num_rows
-    for part in unsealed:
-        if part.source == request.name and part.rows is not None:
-            ids.repeated(part.partition, np.arange(part.start, part.stop), part.rows)
-    return ids
 
 
 def payload_format(source: Source) -> str:

@@ -9,7 +9,7 @@ moves it. Training, replay and verification all read the accepted rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ def judge_arrivals(
     received: str,
     highest_us: int,
     now_us: int | None = None,
+    comparable_us: int = TIME_MIN,
 ) -> tuple[Refusals, int]:
     """Judge the next valid rows of a partition, in order of arrival.
 
@@ -40,13 +41,17 @@ def judge_arrivals(
         highest_us: The highest accepted time before these rows (`TIME_MIN` at the start).
         now_us: When a live reader received the rows, by its own clock. No row was received later,
             whatever a producer's clock has written into ``received``. None for files.
+        comparable_us: The earliest time of a request whose id can be compared (`Gate`); one before
+            it is too late.
 
     Returns:
         The refused rows, and the highest accepted time after these rows.
     """
     arrived = rows.column(received)
-    known = np.flatnonzero(hashing.validity(arrived))
-    times_us = hashing.bits(rows.column(definition.time_column))[known]
+    given_us = hashing.bits(rows.column(definition.time_column))
+    has_receipt = hashing.validity(arrived)
+    known = np.flatnonzero(has_receipt & (given_us >= comparable_us))
+    times_us = given_us[known]
     received_us = hashing.bits(arrived)[known]
     if now_us is not None:
         received_us = np.minimum(received_us, now_us)
@@ -56,7 +61,14 @@ def judge_arrivals(
     counted = np.where(outcome.accepted, times_us, TIME_MIN)
     highest = np.maximum.accumulate(np.concatenate([[highest_us], counted]))
     refusals: Refusals = {}
-    for row in np.flatnonzero(~hashing.validity(arrived)).tolist():
+    for row in np.flatnonzero(has_receipt & (given_us < comparable_us)).tolist():
+        detail = (
+            f"column {definition.time_column!r}: found {_shown(given_us[row])}, expected at least "
+            f"{_shown(comparable_us)}: ids are compared with those of requests until "
+            "repeated_within below the newest accepted one of the other partitions"
+        )
+        refusals[row] = (Reason.TOO_LATE, detail)
+    for row in np.flatnonzero(~has_receipt).tolist():
         detail = f"column {received!r}: found null, expected the time at which the log received it"
         refusals[row] = (Reason.NULL_TIME, detail)
     for place in np.flatnonzero(~outcome.accepted).tolist():
@@ -84,6 +96,10 @@ def judge_arrivals(
 class Gate:
     """Judges the rows of a source batch by batch, and remembers each partition's highest time.
 
+    A live reader keeps the ids of requests that declare ``repeated_within`` for twice that. A
+    request that is so far below another partition's highest time that not all ids near to it are
+    kept is too late.
+
     Attributes:
         definition: As for `judge_arrivals`.
         received: As for `judge_arrivals`.
@@ -101,6 +117,32 @@ class Gate:
         """Return the highest accepted time of a partition; `TIME_MIN` if there is none."""
         return self._highest_us.get(partition, TIME_MIN)
 
+    @property
+    def forgotten_us(self) -> int:
+        """Ids of requests before this time are compared with no row that will be accepted."""
+        return self._below_newest_us(twice=True)
+
+    def _below_newest_us(self, but: int | None = None, *, twice: bool = False) -> int:
+        """Return a time ``repeated_within`` below the highest; `TIME_MIN` where ids are kept.
+
+        Args:
+            but: A partition whose highest time does not count.
+            twice: Whether it is twice as far below.
+        """
+        within_us = None
+        if self.clock_us is not None and isinstance(self.definition, Request):
+            within_us = self.definition.repeated_within_us
+        if within_us is None:
+            return TIME_MIN
+        others = (highest for number, highest in self._highest_us.items() if number != but)
+        return max(TIME_MIN, max(others, default=TIME_MIN) - within_us * (2 if twice else 1))
+
+    def copy(self) -> Gate:
+        """Return a gate that knows the same, and learns on its own."""
+        other = replace(self)
+        other._highest_us = dict(self._highest_us)
+        return other
+
     def restore(self, partition: int, highest_us: int) -> None:
         """Go on with a partition whose highest accepted time is known."""
         self._highest_us[partition] = highest_us
@@ -110,7 +152,12 @@ class Gate:
         highest_us = self.highest_us(partition)
         now_us = None if self.clock_us is None else self.clock_us()
         refusals, self._highest_us[partition] = judge_arrivals(
-            self.definition, rows, self.received, highest_us, now_us
+            self.definition,
+            rows,
+            self.received,
+            highest_us,
+            now_us,
+            comparable_us=self._below_newest_us(partition),
         )
         return refusals
 

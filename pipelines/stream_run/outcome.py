@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tidemill.features.definitions import Request
 from tidemill.features.definitions.requests import COUNT
 from tidemill.pipelines.io.outputs import OutputFolder
+from tidemill.pipelines.io.request_ids import count_repeated
 from tidemill.pipelines.recovery.release_log import count_releases, last_releases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.output_folders import (
@@ -71,9 +71,8 @@ def _repeated(folder: OutputFolder, request: Request, since: int) -> dict[str, i
     """Count the predictions with the id of an earlier request, where such requests are answered."""
     if request.repeated != COUNT:
         return {}
-    ids = folder.read(["request_id"], since)
-    distinct = 0 if ids is None else pc.count_distinct(ids["request_id"]).as_py()
-    return {"repeated_request_ids": (0 if ids is None else ids.num_rows) - distinct}
+    found = folder.read(["request_id", "request_time"], since)
+    return {"repeated_request_ids": 0 if found is None else count_repeated(request, found)}
 
 
 def _latency(folder: OutputFolder, since: int) -> dict[str, float]:

@@ -33,7 +33,7 @@ from tidemill.pipelines.io.payloads.decoding import Decoder
 from tidemill.pipelines.io.payloads.json_rows import JsonDecoder
 from tidemill.pipelines.io.payloads.metadata import Metadata
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.io.request_ids import RequestIds
+from tidemill.pipelines.io.request_ids import ids_so_far
 
 START: Final = 1_700_000_000 * SECOND
 """When the clock of a `Rig` begins."""
@@ -178,6 +178,7 @@ class Rig:
         columns: The columns of the events that come from beside the payload.
         mends: Whether the reader takes mended messages, of ``folder``.
         max_rejected: The share of rejected rows above which the reader tells of a flood.
+        request: The requests.
         said: What the reader has said.
     """
 
@@ -195,12 +196,13 @@ class Rig:
     columns: Mapping[str, str] = field(default_factory=dict)
     mends: bool = False
     max_rejected: float = 1.0
+    request: Request = ASKED
     said: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.build = self.folder / "build"
         self.log = Log(self.build, self.folder / "live")
-        for definition, topic in ((PAID, self.paid), (ASKED, self.asked)):
+        for definition, topic in ((PAID, self.paid), (self.request, self.asked)):
             for partition in range(self.files + topic.count):
                 rows = file_rows(definition, self.file_rows if partition < self.files else 0)
                 self.log.write(definition, partition, rows, np.full(len(rows), START - HOUR))
@@ -219,10 +221,10 @@ class Rig:
         begin = self.live.sealed().offsets
         after = LiveReader.offsets_after(log, begin)
         sources, order = [], []
-        for definition, topic in ((ASKED, self.asked), (PAID, self.paid)):
+        for definition, topic in ((self.request, self.asked), (PAID, self.paid)):
             topic.seek(after[definition.name])
             sources.append(self._source(definition, topic, log))
-        for definition, topic in ((PAID, self.paid), (ASKED, self.asked)):
+        for definition, topic in ((PAID, self.paid), (self.request, self.asked)):
             order += [
                 (definition.name, partition, self.file_rows if partition < self.files else None)
                 for partition in range(self.files + topic.count)
@@ -241,16 +243,9 @@ class Rig:
     ) -> LiveSource:
         ids = None
         if isinstance(definition, Request):
-            ids = RequestIds(definition, lambda partition, _: f"partition {partition}")
-            for partition in range(self.log.partitions(definition.name)):
-                begin = 0
-                for batch in self.log.batches(definition.name, partition):
-                    ids.repeated(partition, np.arange(begin, begin + batch.num_rows), batch)
-                    begin += batch.num_rows
-            for logged in log.read(self.live.sealed().number):
-                for part in Poll.decode(bytes(logged.poll)).parts:
-                    if part.source == definition.name and part.rows is not None:
-                        ids.repeated(part.partition, np.arange(part.start, part.stop), part.rows)
+            polls = (Poll.decode(bytes(one.poll)) for one in log.read(self.live.sealed().number))
+            unsealed = [part for poll in polls for part in poll.parts]
+            ids = self.ids = ids_so_far(definition, self.log, self.files, unsealed)
         transform = self.transform if definition is PAID else None
         judge = Judge(
             definition, [], received="sent_at", transform=transform, ids=ids,

@@ -153,8 +153,8 @@ class Judge:
         if self._gate is not None:
             self._gate.restore(partition, highest_us)
 
-    def alone(self, partition: int) -> Judge:
-        """Return a judge of the same source that knows the partition's highest time alone.
+    def alone(self) -> Judge:
+        """Return a judge of the same source that knows the highest times.
 
         It finds ids that occur twice among its own rows, not those of earlier requests (`known`).
         """
@@ -167,7 +167,8 @@ class Judge:
             received=self._received,
             clock_us=self._clock_us,
         )
-        other.restore(partition, self.highest_us(partition))
+        if self._gate is not None:
+            other._gate = self._gate.copy()
         return other
 
     def known(self, rows: pa.RecordBatch) -> Refusals:
@@ -182,6 +183,7 @@ class Judge:
         )
         if self._ids is not None:
             self._ids.repeated(partition, positions, rows)
+            self._forget()
 
     def judge(self, raw: RawBatch) -> StreamBatch:
         """Transform, validate and accept the next rows.
@@ -192,7 +194,7 @@ class Judge:
         order = None
         if self._received is not None:
             order = self._receipts.setdefault(raw.partition, Receipts(self._received))
-        return judge(
+        judged = judge(
             self._definition,
             raw,
             self._zone,
@@ -203,6 +205,13 @@ class Judge:
             replaced=self._replaced,
             ids=self._ids,
         )
+        self._forget()
+        return judged
+
+    def _forget(self) -> None:
+        """Forget ids that no row is compared with any more."""
+        if self._ids is not None and self._gate is not None:
+            self._ids.forget_before(self._gate.forgotten_us)
 
 
 def request_ids(request: Request, files: Sequence[Path]) -> RequestIds:

@@ -415,9 +415,7 @@ class LiveReader:
             assert source.rows is not None
             waiting = rows.setdefault((message.stream, partition), [])
             position = at.position + sum(batch.num_rows for batch in waiting)
-            found = judge_alone(
-                message, source.decoder, source.rows, source.judge.alone(of_log), of_log
-            )
+            found = judge_alone(message, source.decoder, source.rows, source.judge.alone(), of_log)
             if not isinstance(found, Refusal):
                 known = [why for batch in found for why in source.judge.known(batch).values()]
                 found = Refusal(str(Stage.ACCEPT), *known[0]) if known else found

@@ -43,6 +43,13 @@ MISTAKES: list[Mistake] = [
         "'departures': repeated must be 'reject' or 'count', found 'rejected'; did you mean 'rej",
     ),
     (lambda: request(repeated=True), WrongType, "'departures': repeated must be 'reject' or"),
+    (lambda: request(repeated_within="x"), DefinitionError, "'departures': repeated_within"),
+    (
+        lambda: request(allowed_lateness="1h", repeated_within="1h"),
+        DefinitionError,
+        r"repeated_within must be longer than 1h \(out_of_orderness \+ .*found '1h'",
+    ),
+    (lambda: request(repeated_within="0s"), DefinitionError, "must be longer than 0us"),
     (lambda: request(allowed_lateness="x"), DefinitionError, "'departures': allowed_lateness"),
     (
         lambda: request(inputs={"when": col("at")}),
@@ -88,3 +95,5 @@ def test_a_mistake_is_refused_by_name_with_its_mend(
 def test_counting_repeated_requests_is_another_definition() -> None:
     assert request(repeated="reject").spec() == request().spec()
     assert request(repeated="count").spec() == {**request().spec(), "repeated": "count"}
+    within = request(repeated_within="1d").spec()
+    assert within == {**request().spec(), "repeated_within_us": 86_400_000_000}

@@ -17,7 +17,7 @@ from tests.support.judged import read_stream
 from tidemill import Request
 from tidemill.features.rows.rejected import Reason
 from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch
-from tidemill.pipelines.io.request_ids import FirstPlaces
+from tidemill.pipelines.io.request_ids import FirstPlaces, RecentPlaces
 
 ASKED = Request(
     "asked",
@@ -52,15 +52,76 @@ def test_a_request_costs_less_than_thirty_bytes() -> None:
     assert found.nbytes < 30 * count
 
 
+APART = 4
+"""How far apart two accepted requests with one id are, in the tests below."""
+
+requests = st.lists(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(-3, 14)), max_size=15), max_size=6
+)
+
+
+@given(requests)
+def test_a_digest_is_compared_with_those_near_in_time(batches: list[list[tuple[int, int]]]) -> None:
+    """As one row after the other, whatever the batches, and in whatever order the times are."""
+    heads: list[tuple[int, int, int]] = []
+    found, place = RecentPlaces(APART), 0
+    for batch in batches:
+        wanted = []
+        for digest, at in batch:
+            near = {p for d, t, p in heads if d == digest and abs(t - at) < APART}
+            wanted.append(near or {place})
+            if not near:
+                heads.append((digest, at, place))
+            place += 1
+        digests = np.array([(7, digest) for digest, _ in batch], np.uint64).reshape(-1, 2)
+        times = np.array([at for _, at in batch], np.int64)
+        places = np.arange(place - len(batch), place)
+        known = found.find(digests, times)
+        added = found.add(digests, places, times)
+        for row_, (one, before) in enumerate(zip(added.tolist(), known.tolist(), strict=True)):
+            assert one in wanted[row_]
+            assert before == -1 or before in wanted[row_]
+    count = sum(map(len, batches))
+    assert found.nbytes <= 44 * count + 1
+
+
+@given(requests)
+def test_what_is_too_old_to_be_near_can_be_forgotten(batches: list[list[tuple[int, int]]]) -> None:
+    whole, bounded = RecentPlaces(APART), RecentPlaces(APART)
+    newest, place = -(10**6), 0
+    for batch in batches:
+        batch = [(digest, at) for digest, at in batch if at >= newest - APART]
+        digests = np.array([(7, digest) for digest, _ in batch], np.uint64).reshape(-1, 2)
+        times = np.array([at for _, at in batch], np.int64)
+        places = np.arange(place, place + len(batch))
+        assert (
+            bounded.add(digests, places, times).tolist()
+            == whole.add(digests, places, times).tolist()
+        )
+        newest, place = max([newest, *times.tolist()]), place + len(batch)
+        bounded.forget_before(newest - 2 * APART)
+
+
+def test_a_flood_of_one_id_is_looked_at_in_one_pass() -> None:
+    count, found = 200_000, RecentPlaces(10**9)
+    digests = np.tile(np.array([[1, 2]], np.uint64), (count, 1))
+    added = found.add(digests, np.arange(count), np.arange(count))
+    assert (added == 0).all()
+
+
 def read(
-    folder: Path, files: Sequence[Sequence[str]], repeated: str = "reject", **options: Any
+    folder: Path,
+    files: Sequence[Sequence[str]],
+    repeated: str = "reject",
+    within: str | None = None,
+    **options: Any,
 ) -> list[StreamBatch]:
     paths = []
     for number, lines in enumerate(files):
         path = folder / f"asked-{number}.csv"
         path.write_text("\n".join(["id,at,got,n", *lines, ""]))
         paths.append(path)
-    request = replace(ASKED, repeated=repeated)
+    request = replace(ASKED, repeated=repeated, repeated_within=within)
     return list(read_stream(request, paths, **options))
 
 
@@ -108,6 +169,27 @@ def test_of_requests_with_one_id_the_first_in_reading_order_is_accepted(
     )
     assert by_place[1, 0]["payload"] == row("b", 1, 7).encode()
     assert by_place[1, 0]["origin"] == "asked-1.csv:2"
+
+
+@pytest.mark.parametrize("block_bytes", [16, 40, 1 << 20])
+def test_ids_are_compared_with_those_of_requests_that_are_near(
+    block_bytes: int, tmp_path: Path
+) -> None:
+    """In files nothing is forgotten, in whatever order they come."""
+    files = [
+        [row("a", 30), row("b", 40), row("a", 34), row("a", 35), row("a", 39)],
+        [row("a", 1), row("a", 5), row("a", 6), row("b", 36)],
+    ]
+    batches = read(tmp_path, files, within="5m", block_bytes=block_bytes)
+    accepted, rejected, _ = numbers(batches)
+    assert accepted == [(0, 0), (0, 1), (0, 3), (1, 0), (1, 2)]
+    assert [(one["partition"], one["position"]) for one in rejected] == [
+        (0, 2), (0, 4), (1, 1), (1, 3)
+    ]  # fmt: skip
+    assert rejected[1]["detail"] == (
+        "column 'id': found 'a', which row 4 of asked-0.csv has, expected an id of its own within "
+        "5m"
+    )
 
 
 def test_repeated_requests_are_accepted_and_counted_where_that_is_declared(tmp_path: Path) -> None:

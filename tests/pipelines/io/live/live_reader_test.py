@@ -558,6 +558,63 @@ def test_a_poll_that_cannot_be_written_down_was_not_read(
     assert PAID.name in rig.logged()[-1].offsets
 
 
+# --- ids that are remembered for a while -------------------------------------------------------
+
+
+@pytest.fixture
+def asking(tmp_path: Path) -> Rig:
+    """Requests of two partitions, whose ids count for ten seconds."""
+    request = replace(ASKED, repeated_within="10s", max_ahead="365d")
+    return Rig(tmp_path, ScriptedTopic(1), ScriptedTopic(2), request=request)
+
+
+def accepted_ids(rig: Rig) -> list[str]:
+    return [one["id"] for one in rig.rows("asked")]
+
+
+def ask(rig: Rig, name: str, at_s: int, partition: int = 0) -> None:
+    rig.asked.send(row(name, START + at_s * SECOND), partition=partition, sent_us=START)
+    rig.step(0.1)
+
+
+def test_an_id_may_come_again_after_a_while_and_also_after_a_kill(asking: Rig) -> None:
+    for at_s in (0, 9, 10, 19, 20):
+        ask(asking, "a", at_s)
+        asking.restarted()
+    assert [one["at"].timestamp() - START / SECOND for one in asking.rows("asked")] == [0, 10, 20]
+    assert asking.rejected()[0]["detail"] == (
+        "column 'id': found 'a', which an earlier request of partition 0 of the log has, expected "
+        "an id of its own within 10s"
+    )
+
+
+def test_a_request_whose_id_cannot_be_compared_any_more_is_too_late(asking: Rig) -> None:
+    """In its own partition it would be late as well; another partition may be far ahead."""
+    ask(asking, "a", 0, partition=1)
+    ask(asking, "b", 100)
+    ask(asking, "a", 89, partition=1)
+    ask(asking, "c", 90, partition=1)
+    assert accepted_ids(asking) == ["a", "b", "c"]
+    (refused,) = asking.rejected()
+    assert (refused["reason"], refused["partition"]) == ("too_late", 1)
+    assert "expected at least 2023-11-14T22:14:50" in refused["detail"]
+    assert asking.logged()[-1].highest_us["asked"] == (START + 100 * SECOND, START + 90 * SECOND)
+
+
+def test_the_memory_of_ids_is_bounded_by_time(asking: Rig) -> None:
+    sizes = []
+    for n in range(60):
+        rows = [row(f"{n}-{m}", START + (5 * n + m // 20) * SECOND) for m in range(100)]
+        asking.asked.send(*rows, partition=n % 2, sent_us=START)
+        asking.step(0.1)
+        sizes.append(asking.ids.nbytes)
+    assert len(accepted_ids(asking)) == 6_000
+    of_a_span = 200 * 44
+    assert 2 * 200 * 24 <= min(sizes[10:]) <= max(sizes) <= 4 * of_a_span
+    asking.restarted()
+    assert asking.ids.nbytes <= 4 * of_a_span
+
+
 # --- files and topics ------------------------------------------------------------------------
 
 
@@ -573,16 +630,18 @@ def test_a_poll_that_cannot_be_written_down_was_not_read(
         max_size=30,
     ),
     most=st.integers(1, 7),
+    within=st.sampled_from([None, "3s"]),
 )
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_rows_of_a_topic_are_judged_like_those_of_a_file(
-    tmp_path_factory: pytest.TempPathFactory, given_rows: list[Any], most: int
+    tmp_path_factory: pytest.TempPathFactory, given_rows: list[Any], most: int, within: str | None
 ) -> None:
     """Of events and of requests: which are accepted, and why the others are not."""
     folder = tmp_path_factory.mktemp("rig")
-    rig = Rig(folder, pace=replace(EAGER, poll_messages=most))
+    asked = replace(ASKED, repeated_within=within)
+    rig = Rig(folder, pace=replace(EAGER, poll_messages=most), request=asked)
     other = {"garbage": b"{", "not UTF-8": b'{"id": "\xff"}', "no object": b"7"}
     lines, sent_us = [], START
     for n, (at, wait, amount, kind) in enumerate(given_rows):
@@ -600,7 +659,7 @@ def test_rows_of_a_topic_are_judged_like_those_of_a_file(
     rig.step()
     path = folder / "rows.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n")
-    for definition in (PAID, ASKED):
+    for definition in (PAID, asked):
         accepted, refused = [], []
         for judged in read_stream(definition, [path], received="sent_at"):
             accepted += judged.batch.to_pylist()
