@@ -25,6 +25,7 @@ NAMES: Final = (
     "row_wise_beam",
     "streaming",
     "live",
+    "live_flights",
     "online_writes",
     "online_reads",
     "second_fill",

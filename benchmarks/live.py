@@ -53,6 +53,7 @@ _WARM_S: Final = 5.0
 """Predictions of the first seconds are not measured: the stream catches up, kernels load."""
 _LOOK_MS: Final = 100
 _WAIT_S: Final = 120.0
+_VERIFY_S: Final = 3_600.0
 
 
 class Reader:
@@ -139,7 +140,7 @@ def latency(
 
 def proven(project: LiveProject, name: str) -> Figure:
     """Verify a stream that has ended; return how many values were equal."""
-    found = project.run("verify")
+    found = project.run("verify", within_s=_VERIFY_S)
     figures = json.loads((project.folder / "run" / "summary.json").read_text())["verify"]
     if figures["mismatches"]:
         raise AnswersDiffer(f"{name}: {found}")

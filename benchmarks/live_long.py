@@ -3,10 +3,12 @@
     make soak                                          # an hour at 2,000 rows/s on Prism
     make soak ARGS="--minutes 5 --engine fnapi"
     make soak ARGS="--standstill 60 --engine fnapi"    # messages of an hour wait, more come
+    make soak ARGS="--filled 60"                       # a soak that begins with full windows
 
 Writes ``live_soak.json`` or ``live_catch_up.json``; a soak draws with ``--picture FILE`` how
-latency and memory went. The exit status is 1 if a value differs, or a prediction was lost or
-doubled.
+latency and memory went. The longest window is an hour, so memory rises in the first hour, unless
+the stream has taken the rows of an hour before. The exit status is 1 if a value differs, or a
+prediction was lost or doubled.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import itertools
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import threading
@@ -99,12 +102,21 @@ def watching(pid: int, every_s: float) -> Iterator[Watch]:
 
 def soak(given: argparse.Namespace, folder: Path, broker: TestBroker) -> list[Figure]:
     """Let a stream run for long at a rate."""
-    project = LiveProject(folder, broker, given.engine, savepoint_every="10s", sinks=True)
+    project = LiveProject(
+        folder, broker, given.engine, savepoint_every="10s", sinks=True, ago=given.filled + 2
+    )
     project.run("backfill")
     seconds = given.minutes * 60
+    if given.filled:
+        now_us = time.time_ns() // 1_000
+        rows = round(given.rate * given.filled * 60)
+        produce_past(project, rows, now_us - round(given.filled * 60e6), now_us)
     with project.streaming() as process:
-        project.produce(10, 5)
-        project.wait_for(5, process)
+        if given.filled:
+            catching_up(project, process, given.rate)
+        else:
+            project.produce(10, 5)
+            project.wait_for(5, process)
         reader, began_us = Reader(project), time.time_ns() // 1_000
         with (
             watching(process.pid, max(seconds / 360, 1.0)) as watch,
@@ -257,41 +269,57 @@ def catch_up(given: argparse.Namespace, folder: Path, broker: TestBroker) -> lis
     begin_us = now_us - round(given.standstill * 60e6)
     produce_past(project, rows, begin_us, now_us)
     name = f"{given.engine}, {rows:,} rows wait and {given.rate:,.0f} rows/s come"
-    stood: dict[tuple[str, int], float] = defaultdict(float)
     with project.streaming() as process:
-
-        def check() -> None:
-            assert process.poll() is None, project.log()
-
         with (
             watching(process.pid, 1.0) as watch,
             load(project, given.rate, given.minutes * 60) as producing,
         ):
-            behind = wait_for(lambda: Behind(project), check)
-            before = wait_for(behind.offsets, check)
-            began, moved = time.monotonic(), dict.fromkeys(before, 0.0)
-            while (left := behind.rows()) is None or left > given.rate * _CAUGHT_UP_S:
-                check()
-                time.sleep(0.2)
-                if (found := behind.offsets()) is None:
-                    continue
-                now = time.monotonic() - began
-                for place, offset in found.items():
-                    if offset > before[place]:
-                        moved[place] = now
-                    stood[place] = max(stood[place], now - moved[place])
-                before = found
-            took = time.monotonic() - began
-            behind.close()
+            took, stood = catching_up(project, process, given.rate)
             producing.terminate()
         project.drain(process)
     return [
         Figure(f"{name}: caught up after", took, "s"),
         Figure(f"{name}: rows", (rows + given.rate * took) / took, "rows/s"),
         watch.most(name),
-        Figure(f"{name}: longest standstill of a partition", max(stood.values(), default=0), "s"),
+        Figure(f"{name}: longest standstill of a partition", stood, "s"),
         *whole(project, name),
     ]
+
+
+def catching_up(
+    project: LiveProject, process: subprocess.Popen[bytes], rate: float
+) -> tuple[float, float]:
+    """Wait until a stream has taken what its topics have.
+
+    Args:
+        project: The project.
+        process: The stream.
+        rate: The rows a second that come meanwhile.
+
+    Returns:
+        The seconds that it took, and the longest in which a partition did not move.
+    """
+
+    def check() -> None:
+        assert process.poll() is None, project.log()
+
+    stood: dict[tuple[str, int], float] = defaultdict(float)
+    behind = wait_for(lambda: Behind(project), check)
+    before = wait_for(behind.offsets, check)
+    began, moved = time.monotonic(), dict.fromkeys(before, 0.0)
+    while (left := behind.rows()) is None or left > rate * _CAUGHT_UP_S:
+        check()
+        time.sleep(0.2)
+        if (found := behind.offsets()) is None:
+            continue
+        now = time.monotonic() - began
+        for place, offset in found.items():
+            if offset > before[place]:
+                moved[place] = now
+            stood[place] = max(stood[place], now - moved[place])
+        before = found
+    behind.close()
+    return time.monotonic() - began, max(stood.values(), default=0.0)
 
 
 def wait_for(look: Callable[[], Found | None], check: Callable[[], None]) -> Found:
@@ -314,6 +342,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=2_000.0, help="rows a second")
     parser.add_argument("--engine", default="prism", choices=("fnapi", "prism"))
     parser.add_argument("--standstill", type=float, default=0.0, help="minutes whose rows wait")
+    parser.add_argument(
+        "--filled", type=float, default=0.0, help="minutes that a soak takes before"
+    )
     parser.add_argument("--picture", type=Path, help="where to draw latency and memory (soak)")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)

@@ -33,10 +33,10 @@ from tidemill.features.errors import ConfigurationError, TidemillError
 _MARK: Final = "live-demo"
 """A file by which this program knows its folder."""
 _SHOWN_EVERY_S: Final = 5.0
-_TRAVEL_S: Final = 0.5
+TRAVEL_S: Final = 0.5
 """How long a message may be on its way, by the clock of this machine."""
 _PREDICTIONS: Final = "predictions"
-_TOPICS: Final = ("departures", "arrivals", "weather", "requests", _PREDICTIONS, "rejected")
+TOPICS: Final = ("departures", "arrivals", "weather", "requests", _PREDICTIONS, "rejected")
 
 CONFIGURATION: Final = """
 project: tidemill.examples.flights.live_project:project
@@ -59,15 +59,16 @@ _SOURCE: Final = """\
 """
 
 
-def configuration(broker: str, speed: float) -> str:
+def configuration(broker: str, speed: float, travel_s: float = TRAVEL_S) -> str:
     """Return the configuration of the demo.
 
     Args:
         broker: ``HOST:PORT``.
         speed: How many times faster than it happened the flights are sent.
+        travel_s: How long a message may be on its way, by the clock of this machine.
     """
-    quiet = max(1, round(_TRAVEL_S * speed))
-    names = _TOPICS[:4]
+    quiet = max(1, round(travel_s * speed))
+    names = TOPICS[:4]
     sources = "".join(_SOURCE.format(name=name, broker=broker, quiet=quiet) for name in names)
     return CONFIGURATION.format(sources=sources.rstrip(), live_from=LIVE_FROM, broker=broker)
 
@@ -306,7 +307,7 @@ def _start_broker(servers: Any, port: int) -> None:
     from tidemill.pipelines.servers.project_topics import make_topics
 
     server = servers.start_kafka(port)
-    make_topics(server.address, _TOPICS)
+    make_topics(server.address, TOPICS)
 
 
 def _compile() -> None:

@@ -219,10 +219,10 @@ class LiveProject:
         finally:
             producer.close()
 
-    def run(self, *arguments: str) -> str:
-        """Run a command to its end; return what it prints."""
-        done = fork_server.run_command(arguments, self.folder)
-        assert done.status == 0, done.printed
+    def run(self, *arguments: str, within_s: float = 300) -> str:
+        """Run a command to its end; return what it prints. It is killed after some time."""
+        done = fork_server.run_command(arguments, self.folder, within_s)
+        assert done.status == 0, f"status {done.status}: {done.printed}"
         return done.printed
 
     def verify(self) -> int:
