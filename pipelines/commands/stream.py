@@ -31,6 +31,13 @@ from tidemill.pipelines.config.choices import MODES
     help="Take the online store's key spaces from another root, whose stream is refused from then "
     "on.",
 )
+@click.option(
+    "--accept-lost",
+    metavar="WHAT",
+    multiple=True,
+    help="Go on without what a topic has lost, exactly as the error prints it, such as "
+    "payments/0@120-179; may be given more than once.",
+)
 @options.wait
 @options.opened
 def stream(
@@ -43,6 +50,7 @@ def stream(
     until: str | None,
     resume: bool,
     take_over: bool,
+    accept_lost: tuple[str, ...],
     wait: bool,
 ) -> None:
     """Replay the log as a stream: publish features, answer requests with predictions.
@@ -52,6 +60,8 @@ def stream(
     them.
     """
     until_us = None if until is None else _instant_us(until)
+    if accept_lost:
+        _check_accepted(accept_lost)
     config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.stream_run import stream as stage
 
@@ -69,8 +79,20 @@ def stream(
             resume=resume,
             take_over=take_over,
             wait=wait,
+            accept_lost=accept_lost,
         ),
     )
+
+
+def _check_accepted(options: tuple[str, ...]) -> None:
+    from tidemill.features.errors import InputError
+    from tidemill.pipelines.ingest.lost_messages import check_option
+
+    for option in options:
+        try:
+            check_option(option)
+        except InputError as error:
+            raise click.BadParameter(str(error), param_hint="'--accept-lost'") from None
 
 
 def _instant_us(text: str) -> int:

@@ -170,7 +170,9 @@ def inherit(
     )
     live.begin(
         {
-            name: dataclasses.replace(topic, offsets=(*begun[name].offsets, *added[name]))
+            name: dataclasses.replace(
+                topic, offsets=(*begun[name].offsets, *added[name]), id=begun[name].id
+            )
             for name, topic in topics.items()
         },
         LiveOrigin(former.origin().as_of_us, generation, sealed.number),

@@ -33,10 +33,12 @@ class BuildTopic:
     Attributes:
         topic: Its name.
         offsets: The offset of each partition at which the stream begins to read it.
+        id: The id of the topic; empty in a record of a version without ids.
     """
 
     topic: str
     offsets: tuple[int, ...]
+    id: str = ""
 
 
 def write_topics(build: Path, topics: Mapping[str, BuildTopic]) -> None:
@@ -54,4 +56,7 @@ def read_topics(build: Path) -> dict[str, BuildTopic]:
     if not (build / TOPICS).exists():
         return {}
     found = read_record(build / TOPICS, _FORM)["sources"]
-    return {name: BuildTopic(one["topic"], tuple(one["offsets"])) for name, one in found.items()}
+    return {
+        name: BuildTopic(one["topic"], tuple(one["offsets"]), one.get("id", ""))
+        for name, one in found.items()
+    }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from tidemill.features.definitions import Request
+from tidemill.features.errors import RecreatedTopic
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.config.kafka_section import EARLIEST, HANDOFF, LATEST, PAYLOADS, KafkaTopic
 from tidemill.pipelines.config.source_section import Source
@@ -20,6 +21,7 @@ from tidemill.pipelines.io.kafka.client import Partition
 from tidemill.pipelines.io.kafka.reader import Reader
 from tidemill.pipelines.io.live.live_reader import wall_clock_us
 from tidemill.pipelines.io.live.live_source import Ends, LiveSource
+from tidemill.pipelines.io.live.lost import base_of, offset_of
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.messages import Messages
 from tidemill.pipelines.io.payloads.decoders import decoder
@@ -46,20 +48,22 @@ def ask_topics(
     for name, source in sorted(config.sources.items()):
         if source.kafka is not None:
             read = (known or {}).get(name)
-            offsets = _begin(source.kafka, config.splits.evaluate_until_us, read)
-            found[name] = BuildTopic(source.kafka.topic, offsets)
+            found[name] = _begin(source.kafka, config.splits.evaluate_until_us, read)
     return found
 
 
-def _begin(topic: KafkaTopic, handoff_us: int, known: int | None) -> tuple[int, ...]:
+def _begin(topic: KafkaTopic, handoff_us: int, known: int | None) -> BuildTopic:
     with Reader(choose_client(), topic.connection) as reader:
+        identity = reader.topic_id(topic.topic)
         places = [Partition(topic.topic, number) for number in reader.partitions(topic.topic)]
         begin = reader.beginnings(places)
         first = tuple(begin[place] for place in places)
         if topic.start == EARLIEST:
-            return first
+            return BuildTopic(topic.topic, first, identity)
         offsets = _offsets_at(reader, topic, places, handoff_us)
-    return offsets if known is None else (*offsets[:known], *first[known:])
+    if known is not None:
+        offsets = *offsets[:known], *first[known:]
+    return BuildTopic(topic.topic, offsets, identity)
 
 
 def _offsets_at(
@@ -74,25 +78,80 @@ def _offsets_at(
     return tuple(ends[place] if (found := later[place]) is None else found for place in places)
 
 
+class TopicExtent(NamedTuple):
+    """What a topic has now.
+
+    Attributes:
+        topic: Its name.
+        id: Its id.
+        first: The first offset that each partition holds.
+        ends: The offset after the last message of each.
+    """
+
+    topic: str
+    id: str
+    first: tuple[int, ...]
+    ends: tuple[int, ...]
+
+
+def ask_extents(config: Configuration) -> dict[str, TopicExtent]:
+    """Ask the brokers what the topic of each live source has now.
+
+    Raises:
+        BrokerError: A broker cannot be reached, or a topic does not exist.
+    """
+    found = {}
+    for name, source in sorted(config.sources.items()):
+        if (topic := source.kafka) is None:
+            continue
+        with Reader(choose_client(), topic.connection) as reader:
+            identity = reader.topic_id(topic.topic)
+            places = [Partition(topic.topic, number) for number in reader.partitions(topic.topic)]
+            first, ends = reader.beginnings(places), reader.ends(places)
+        found[name] = TopicExtent(
+            topic.topic,
+            identity,
+            tuple(first[place] for place in places),
+            tuple(ends[place].high for place in places),
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class _TopicReader:
-    """A topic, as the live reader reads it."""
+    """A topic, as the live reader reads it.
+
+    Attributes:
+        reader: Reads it by the broker's offsets.
+        topic: Its name.
+        bases: What positions of each partition have more (`pipelines.io.live.lost.base_of`).
+    """
 
     reader: Reader
     topic: str
+    bases: Sequence[int]
 
     def poll(self, wait_s: float, max_messages: int) -> Sequence[Messages]:
-        return self.reader.poll(wait_s, max_messages=max_messages)
+        found = self.reader.poll(wait_s, max_messages=max_messages)
+        return [self._placed(messages) for messages in found] if any(self.bases) else found
+
+    def _placed(self, messages: Messages) -> Messages:
+        return replace(messages, offsets=messages.offsets + self.bases[messages.partition])
 
     def leave_out(self, partitions: Collection[int]) -> None:
         self.reader.leave_out([Partition(self.topic, number) for number in partitions])
 
     def positions(self) -> Mapping[int, int]:
-        return {place.partition: offset for place, offset in self.reader.positions().items()}
+        return {
+            place.partition: offset + self.bases[place.partition]
+            for place, offset in self.reader.positions().items()
+        }
 
     def ends(self) -> Mapping[int, Ends]:
-        found = self.reader.ends()
-        return {place.partition: Ends(*ends) for place, ends in found.items()}
+        return {
+            place.partition: Ends(*(offset + self.bases[place.partition] for offset in ends))
+            for place, ends in self.reader.ends().items()
+        }
 
     def partitions(self) -> int:
         return len(self.reader.partitions(self.topic))
@@ -104,6 +163,7 @@ def open_topics(
     log: Log,
     unsealed: Iterable[PollPart],
     offsets: Mapping[str, Sequence[int]],
+    topic_ids: Mapping[str, str] | None = None,
 ) -> Iterator[list[LiveSource]]:
     """Open the topics of all live sources for a live reader.
 
@@ -111,14 +171,16 @@ def open_topics(
         config: The configuration.
         log: The log of the stream, with the live rows that are sealed.
         unsealed: Those that are written down and not sealed yet.
-        offsets: Source to the offset of each partition at which reading begins.
+        offsets: Source to the position of each partition at which reading begins
+            (`pipelines.io.live.lost`).
+        topic_ids: Source to the id of the topic that has these positions, where it is known.
 
     Yields:
         The live sources, by ascending name.
 
     Raises:
-        BrokerError: A broker cannot be reached, a topic does not exist, or it does not hold an
-            offset any more.
+        BrokerError: A broker cannot be reached, a topic does not exist, is another one, or does not
+            hold an offset any more.
     """
     request = config.project.request
     begins = log.partitions(request.name) - len(offsets.get(request.name, ()))
@@ -130,12 +192,21 @@ def open_topics(
             source = config.sources[name]
             assert source.kafka is not None
             reader = opened.enter_context(Reader(client, source.kafka.connection))
+            name_of_topic = source.kafka.topic
             reader.assign(
-                {Partition(source.kafka.topic, n): offset for n, offset in enumerate(begin)}
+                {Partition(name_of_topic, n): offset_of(at) for n, at in enumerate(begin)}
             )
+            # Asked after the positions are given: what comes later is watched by the reader.
+            identity = reader.topic_id(name_of_topic)
+            if identity != (topic_ids or {}).get(name, identity):
+                raise RecreatedTopic(
+                    f"the topic {name_of_topic!r} of {name!r} was deleted and made again while the "
+                    "stream began; run it again"
+                )
             first = log.partitions(name) - len(begin)
-            topic = _TopicReader(reader, source.kafka.topic)
-            sources.append(_live_source(config, source, topic, first, len(begin), ids))
+            topic = _TopicReader(reader, name_of_topic, [base_of(at) for at in begin])
+            made = _live_source(config, source, topic, first, len(begin), ids)
+            sources.append(replace(made, topic_id=identity))
         yield sources
 
 

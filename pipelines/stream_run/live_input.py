@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,28 @@ from typing import Any, Final, Protocol
 import apache_beam as beam
 
 from tidemill.features.contract import SECOND, TIME_MAX, write_instant
-from tidemill.features.errors import FileError, InputError, StateMismatch
+from tidemill.features.errors import (
+    BrokerUnreachable,
+    FileError,
+    InputError,
+    NoSuchTopic,
+    PositionOutOfRange,
+    RecreatedTopic,
+    StateMismatch,
+)
 from tidemill.pipelines.archive.archiver import archiving
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.inherited_rows import take_over
 from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.ingest.committed_offsets import CommittedOffsets, committing
+from tidemill.pipelines.ingest.lost_messages import (
+    ReadTo,
+    check_accepted,
+    find_losses,
+    who_accepts,
+)
 from tidemill.pipelines.ingest.mended_live import MendedFiles
-from tidemill.pipelines.ingest.topics import open_topics
+from tidemill.pipelines.ingest.topics import ask_extents, open_topics
 from tidemill.pipelines.io.live.follow import (
     REJECTED,
     Follow,
@@ -39,6 +53,8 @@ from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveOrigin, LiveT
 from tidemill.pipelines.io.live.live_polls import LivePolls
 from tidemill.pipelines.io.live.live_reader import LiveReader, wall_clock_us
 from tidemill.pipelines.io.live.live_source import LiveFigures, LiveSource, Pace
+from tidemill.pipelines.io.live.lost import Loss, after_losses, offset_of
+from tidemill.pipelines.io.live.set_aside import losses_of
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.recovery.log_parts import stream_log
@@ -75,6 +91,7 @@ class LiveInput:
         stop: Is set when somebody asks the stream to stop.
         say: Tells a person what happens.
         until_us: When to stop; None to go on until somebody asks.
+        accept_lost: What a person accepts to go on without (`pipelines.ingest.lost_messages`).
 
     Raises:
         StateMismatch: The topics are not those that the live stream was begun with.
@@ -86,6 +103,7 @@ class LiveInput:
     stop: threading.Event
     say: Callable[[str], None]
     until_us: int | None = None
+    accept_lost: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         current, project = self.start.current, self.config.project
@@ -127,7 +145,7 @@ class LiveInput:
                 )
             offsets = built[name].offsets
             first = self._log.partitions(name) - len(offsets)
-            topics[name] = LiveTopic(source.kafka.topic, first, offsets)
+            topics[name] = LiveTopic(source.kafka.topic, first, offsets, built[name].id)
         return topics
 
     def _check_files(self) -> None:
@@ -196,7 +214,9 @@ class LiveInput:
         live = LiveLog(self.live.folder, self.config.project)
         sealed, topics = live.seal(self._build, until=logged), live.topics()
         if self._committed is not None:
-            self._committed.note(sealed.offsets)
+            self._committed.note(
+                {name: [offset_of(at) for at in found] for name, found in sealed.offsets.items()}
+            )
         positions = {
             name: [*of_files[: topics[name].first], *sealed.positions[name]]
             if name in topics
@@ -237,6 +257,36 @@ class LiveInput:
             )
         )
 
+    def find_lost(self) -> list[Loss]:
+        """Return what the topics have lost before it was read, all of which is accepted.
+
+        Raises:
+            RecreatedTopic: A topic is another one, and that is not accepted.
+            PositionOutOfRange: A topic has lost messages, and that is not accepted.
+            InputError: Something is accepted that is not lost.
+            BrokerError: A topic cannot be asked.
+        """
+        return self._find_lost(self.say)
+
+    def _find_lost(self, say: Callable[[str], None]) -> list[Loss]:
+        losses = find_losses(self._read_to(), ask_extents(self.config), self.accept_lost)
+        command = "tidemill stream --resume" if self.start.resumes else "tidemill stream"
+        before = losses_of(self.live) if self.accept_lost else []
+        for said in check_accepted(losses, self.accept_lost, before, command):
+            say(said)
+        return losses
+
+    @staticmethod
+    def _ignore(said: str) -> None:
+        """Say nothing again."""
+
+    def _read_to(self) -> ReadTo:
+        last = self.live.polls.last()
+        if last is not None:
+            return ReadTo(last.offsets, last.topic_ids)
+        ids = {name: topic.id for name, topic in self.live.topics().items() if topic.id}
+        return ReadTo(self.live.sealed().offsets, ids)
+
     @contextmanager
     def reading(self, marks: Marks) -> Iterator[None]:
         """Read the topics while the block runs, until the stream is to stop.
@@ -245,19 +295,26 @@ class LiveInput:
             marks: Says when a poll may have the mark of a savepoint.
 
         Raises:
-            BrokerError: A topic cannot be read any more; the stream has stopped in order.
+            BrokerError: A topic cannot be read any more, or has lost messages which are not
+                accepted; the stream has stopped in order.
             StateMismatch: A topic has got more partitions; the stream has stopped in order.
         """
         self._stop.unlink(missing_ok=True)
-        offsets = LiveReader.offsets_after(self.live.polls, self.live.sealed().offsets)
+        losses, read_to = self._find_lost(self._ignore), self._read_to()
+        offsets = after_losses(read_to.positions, losses)
+        topic_ids = {**read_to.topic_ids, **{loss.source: loss.topic_id for loss in losses}}
         failed: list[BaseException] = []
         with (
             archiving(self.config, self.start.current, self.say),
             committing(self.config) as self._committed,
-            open_topics(self.config, self._log, self._unsealed(), offsets) as sources,
+            open_topics(self.config, self._log, self._unsealed(), offsets, topic_ids) as sources,
         ):
             reader = self._reader(sources)
             reader.check_partitions()
+            if losses:
+                reader.accept_lost(losses, who_accepts())
+                for loss in losses:
+                    self.say(f"{loss.describe()}; it is accepted, and the stream goes on")
             ended = threading.Event()
 
             def read() -> None:
@@ -280,7 +337,17 @@ class LiveInput:
                 self._stop.unlink(missing_ok=True)
                 self._figures = reader.figures
         if failed:
+            if isinstance(failed[0], (PositionOutOfRange, RecreatedTopic)):
+                self._say_lost()
             raise failed[0]
+
+    def _say_lost(self) -> None:
+        """Raise what topics have lost while they were read, and how to accept it."""
+        try:
+            losses = find_losses(self._read_to(), ask_extents(self.config))
+        except (BrokerUnreachable, NoSuchTopic):
+            return  # then only the reader's own error is known
+        check_accepted(losses, (), ())
 
     def _stop_after(self, reader: LiveReader, ended: threading.Event) -> None:
         """Let the source stop after a poll; without this file it would wait for ever."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from tidemill.features.definitions import Project
-from tidemill.features.errors import SequenceError
+from tidemill.features.errors import InputError, SequenceError
 from tidemill.features.kernel.compilation import compile_kernel
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.config.sink_section import PREDICTIONS, REJECTED
@@ -119,6 +119,7 @@ def stream(
     resume: bool = False,
     take_over: bool = False,
     wait: bool = False,
+    accept_lost: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Replay the rows received between the evaluation's end and the stream's, or a part of them.
 
@@ -134,6 +135,8 @@ def stream(
         resume: Continue from the last savepoint instead of starting over.
         take_over: Take key spaces of the online store that another root writes.
         wait: Wait for another stream of the generation; else it is an error.
+        accept_lost: What topics have lost, and the stream goes on without
+            (`pipelines.ingest.lost_messages`).
 
     Returns:
         Counts since the stream began, figures, and the engine with the reason for it.
@@ -143,7 +146,8 @@ def stream(
             has a model, and the stream that is resumed was begun without one, or the reverse.
         BundleError: The project has a model, and none was trained yet.
         HeldByAnotherRoot: Another root writes a key space of the online store.
-        InputError: ``until_us`` is not between the start and the stream's end.
+        InputError: ``until_us`` is not between the start and the stream's end, or ``accept_lost``
+            names what is not lost.
         SequenceError: The numbers of requests and predictions do not match.
         Locked: Another process runs a stream of the generation.
         BrokerError: A topic cannot be read, or not be written to.
@@ -154,8 +158,9 @@ def stream(
         seen_from_outside(pinned, pinned.current, name),
     ):
         return _stream(
-            pinned, progress, speed, engine, mode, until_us, resume=resume, take_over=take_over
-        )
+            pinned, progress, speed, engine, mode, until_us, accept_lost, resume=resume,
+            take_over=take_over,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -177,10 +182,13 @@ def _stream(
     engine: str | None,
     mode: str | None,
     until_us: int | None,
+    accept_lost: Sequence[str],
     *,
     resume: bool,
     take_over: bool,
 ) -> dict[str, Any]:
+    if accept_lost and not config.is_live:
+        raise InputError("nothing can be lost: no source has a topic; leave out --accept-lost")
     project, root = config.project, config.root
     remove_old_rows(config, config.current, progress)
     if resume:
@@ -205,7 +213,9 @@ def _stream(
     with draining(progress.say) if config.is_live else nullcontext() as stop:
         # First of all: what a process before this one had open is aborted, and it writes no more.
         delivery = Delivery.fence(config.sinks, start.current, start.segment, run)
-        entrance = _entrance(config, start, speed, until_us, stop, progress.say)
+        entrance = _entrance(config, start, speed, until_us, stop, progress.say, accept_lost)
+        if isinstance(entrance, LiveInput):
+            entrance.find_lost()  # before a new stream has begun; `reading` looks again
         check_positions(start, entrance.begins)
         start, fills = prepare(config, start, progress, take_over=take_over)
         again = _run(config, progress, start, fills, run, entrance, bundle, choice, delivery)
@@ -351,10 +361,11 @@ def _entrance(
     until_us: int | None,
     stop: threading.Event | None,
     say: Callable[[str], None],
+    accept_lost: Sequence[str],
 ) -> ReplayInput | LiveInput:
     """Return where the rows of a segment come from."""
     if stop is not None:
-        return LiveInput(config, start, stop, say, until_us)
+        return LiveInput(config, start, stop, say, until_us, accept_lost)
     options = ReplayOptions(
         root=start.current.build_folder,
         start_us=start.handoff.as_of_us,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +129,12 @@ def _joiner(read: AnswerJoiner) -> Any:
 
 def _logged_poll(data: bytes) -> Any:
     logged = LoggedPoll.decode(data, "a logged poll")
-    return as_json(dataclasses.replace(logged, poll=b"")) | {
-        "poll": as_json(Poll.decode(bytes(logged.poll)))
-    }
+    found = as_json(dataclasses.replace(logged, poll=b""))
+    for name in ("lost", "topic_ids"):
+        # Polls have them since lost messages can be accepted.
+        if not found[name]:
+            del found[name]
+    return found | {"poll": as_json(Poll.decode(bytes(logged.poll)))}
 
 
 def _operator_file(path: Path) -> Any:
@@ -211,6 +214,15 @@ def _current(path: Path) -> Any:
     return named
 
 
+def _topics(found: Mapping[str, Any]) -> Any:
+    topics = {name: as_json(topic) for name, topic in found.items()}
+    for topic in topics.values():
+        # Topics have ids since lost messages can be accepted; those before have none.
+        if not topic["id"]:
+            del topic["id"]
+    return topics
+
+
 def _of_bytes(read: Callable[[bytes], Any]) -> Callable[[Path], Any]:
     return lambda path: as_json(read(path.read_bytes()))
 
@@ -237,8 +249,8 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
     LOG_FILE: _log,
     "releases/release.jsonl": lambda path: json.loads(path.read_text()),
     "logged_poll.bin": _of_bytes(_logged_poll),
-    "topics.json": lambda path: as_json(read_topics(path.parent)),
-    "live/topics.json": lambda path: as_json(LiveLog(path.parent, PROJECT).topics()),
+    "topics.json": lambda path: _topics(read_topics(path.parent)),
+    "live/topics.json": lambda path: _topics(LiveLog(path.parent, PROJECT).topics()),
     "live/sealed.json": lambda path: as_json(LiveLog(path.parent, PROJECT).sealed()),
     "marked_poll.bin": _of_bytes(Poll.decode),
     "marked_batches.bin": _of_bytes(_batches),

@@ -32,6 +32,7 @@ from tidemill import (
     sum,
 )
 from tidemill.features.contract import HOUR, MINUTE, SECOND
+from tidemill.features.errors import PositionOutOfRange, RecreatedTopic
 from tidemill.pipelines.config.archive_section import Archive
 from tidemill.pipelines.config.configuration import Configuration, Splits, StreamOptions
 from tidemill.pipelines.config.kafka_section import KafkaTopic
@@ -44,6 +45,7 @@ from tidemill.pipelines.io.kafka.client import Ends, Partition
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveOrigin, LiveTopic
 from tidemill.pipelines.io.live.live_reader import LiveReader
 from tidemill.pipelines.io.live.live_source import Pace
+from tidemill.pipelines.io.live.lost import offset_of
 from tidemill.pipelines.io.messages import Messages
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.run.progress import Progress, QuietProgress
@@ -101,9 +103,18 @@ def instant(time_us: int) -> str:
 
 @dataclass
 class MemoryTopics:
-    """Topics by name: partitions of messages, each with its timestamp in microseconds."""
+    """Topics by name: partitions of messages, each with its timestamp in microseconds.
+
+    Attributes:
+        topics: The messages of each partition, also those that were deleted since.
+        first: The first offset that a partition still has, where it is not 0.
+        ids: The ids of topics that were made again.
+        committed: What was committed, by group.
+    """
 
     topics: dict[str, list[list[tuple[int, bytes]]]] = field(default_factory=dict)
+    first: dict[Partition, int] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
     committed: dict[str, dict[Partition, int]] = field(default_factory=dict)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +123,26 @@ class MemoryTopics:
         monkeypatch.setattr(topics_module, "InChildProcess", lambda readers: nullcontext(self))
         monkeypatch.setattr(topics_module, "Reader", MemoryReader)
         monkeypatch.setattr(committed_offsets, "choose_client", lambda: self)
+
+    def delete_before(self, topic: str, partition: int, offset: int) -> None:
+        """Delete messages, as retention does."""
+        self.first[Partition(topic, partition)] = offset
+
+    def make_again(self, topic: str) -> None:
+        """Delete a topic, and make another of its name."""
+        partitions = self.topics[topic]
+        self.topics[topic] = [[] for _ in partitions]
+        self.ids[topic] = f"{self.id_of(topic)}x"
+        for number in range(len(partitions)):
+            self.first.pop(Partition(topic, number), None)
+
+    def id_of(self, topic: str) -> str:
+        """Return the id of a topic."""
+        return self.ids.get(topic, f"id-{topic}")
+
+    def begin_of(self, where: Partition) -> int:
+        """Return the first offset that a partition has."""
+        return self.first.get(where, 0)
 
     def asker(self, connection: Any) -> Self:
         return self
@@ -127,8 +158,9 @@ class MemoryReader:
     """See `pipelines.io.kafka.reader.Reader`."""
 
     def __init__(self, topics: MemoryTopics, connection: Any) -> None:
-        self._topics = topics.topics
+        self._all, self._topics = topics, topics.topics
         self._at: dict[Partition, int] = {}
+        self._ids: dict[str, str] = {}
         self._paused: frozenset[Partition] = frozenset()
 
     def __enter__(self) -> Self:
@@ -139,9 +171,24 @@ class MemoryReader:
 
     def assign(self, positions: Mapping[Partition, int]) -> None:
         self._at = dict(positions)
+        self._ids = {where.topic: self._all.id_of(where.topic) for where in positions}
+        self._check()
+
+    def _check(self) -> None:
+        for topic, known in self._ids.items():
+            if self._all.id_of(topic) != known:
+                raise RecreatedTopic(f"the topic {topic!r} was made again")
+        for where, at in self._at.items():
+            first, end = self._all.begin_of(where), self.ends([where])[where].high
+            if not first <= at <= end:
+                raise PositionOutOfRange(f"{where} does not hold {at}", *where, at, first, end)
+
+    def topic_id(self, topic: str) -> str:
+        return self._all.id_of(topic)
 
     def poll(self, wait_s: float, max_messages: int) -> list[Messages]:
         given = []
+        self._check()
         for where, at in self._at.items():
             if where in self._paused:
                 continue
@@ -177,7 +224,7 @@ class MemoryReader:
         return {where: Ends(size, size) for where, size in sizes.items()}
 
     def beginnings(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
-        return dict.fromkeys(partitions, 0)
+        return {where: self._all.begin_of(where) for where in partitions}
 
     def offsets_at(
         self, time_us: int, partitions: Iterable[Partition]
@@ -187,7 +234,7 @@ class MemoryReader:
                 (
                     offset
                     for offset, (sent, _) in enumerate(self._topics[where.topic][where.partition])
-                    if sent >= time_us
+                    if sent >= time_us and offset >= self._all.begin_of(where)
                 ),
                 None,
             )
@@ -428,7 +475,8 @@ class TopicProject:
         while not ended.wait(0.05):
             last = self.live.polls.last() if self.live.exists else None
             if last is not None and all(
-                list(last.offsets[name]) == [len(one) for one in self.topics.topics[name]]
+                [offset_of(at) for at in last.offsets[name]]
+                == [len(one) for one in self.topics.topics[name]]
                 for name in NAMES
             ):
                 return

@@ -218,6 +218,10 @@ class Reader(Closing):
         """
         return self._topics([topic])[topic].partitions
 
+    def topic_id(self, topic: str) -> str:
+        """Return the id of a topic; one that is made again has another. See `partitions`."""
+        return self._topics([topic])[topic].id
+
     def ends(self, partitions: Iterable[Partition] | None = None) -> dict[Partition, Ends]:
         """Return where partitions end, by requests that begin after the call.
 
@@ -302,9 +306,9 @@ class Reader(Closing):
         end = self._patiently(lambda: self._asker.ends([where]))[where].high
         return PositionOutOfRange(
             f"the partition {where.partition} of the topic {where.topic!r} holds offsets from "
-            f"{first} to {end}, not the position {position}: {reason}; nothing is skipped: restore "
-            "the topic, or begin a new root, whose files have the rows that were read (an archive "
-            "has them)",
+            f"{first} to {end}, not the position {position}: {reason}; nothing is skipped by "
+            "itself: restore the topic, or run `tidemill stream --resume`, which says what is lost "
+            "and how to accept it",
             where.topic,
             where.partition,
             position,

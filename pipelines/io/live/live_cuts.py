@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.errors import StateMismatch
+from tidemill.pipelines.io.live.lost import marks_of
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.poll import Poll
 
@@ -29,11 +30,13 @@ class LiveTopic:
         first: The partition of the source's log that is partition 0 of the topic; those before are
             of files.
         offsets: Where reading begins: the first offset of each partition of the topic.
+        id: The id of the topic with these offsets; empty in a record of a version without ids.
     """
 
     topic: str
     first: int
     offsets: tuple[int, ...]
+    id: str = ""
 
 
 class SentPoll(NamedTuple):
@@ -95,7 +98,59 @@ def cuts_table(polls: Sequence[SentPoll], topics: Mapping[str, LiveTopic]) -> pa
         for name, offsets in logged.offsets.items():
             for partition, offset in enumerate(offsets):
                 columns.setdefault(f"offset/{name}/{partition}", []).append(offset)
+    columns |= _marks(polls)
     return pa.table({name: pa.array(found, pa.int64()) for name, found in columns.items()})
+
+
+def _marks(polls: Sequence[SentPoll]) -> dict[str, list[int]]:
+    """Return columns with a mark for each poll that passes over what a partition has lost."""
+    columns: dict[str, list[int]] = {}
+    for row, (logged, _) in enumerate(polls):
+        if logged.lost is not None:
+            for (name, partition), mark in marks_of(logged.lost).items():
+                column = columns.setdefault(f"lost/{name}/{partition}", [0] * len(polls))
+                column[row] = mark
+    return columns
+
+
+class OffsetCuts(NamedTuple):
+    """The positions in topics of sealed polls, in order.
+
+    Attributes:
+        number: int64, ``(polls,)``.
+        received_us: int64, ``(polls,)``.
+        offsets: By source and partition of its topic: int64, ``(polls,)``: the position after each
+            poll; -1 before the topic had the partition.
+        marks: The same of what the cut says of records of lost messages
+            (`pipelines.io.live.lost.mark_of`); 0 for none.
+    """
+
+    number: Int64Array
+    received_us: Int64Array
+    offsets: Mapping[tuple[str, int], Int64Array]
+    marks: Mapping[tuple[str, int], Int64Array]
+
+
+def offset_cuts(tables: Iterable[pa.Table], until: int) -> OffsetCuts:
+    """Return the positions in topics of the polls that files hold, up to one of them."""
+    found = list(tables)
+    if not found:
+        none = np.zeros(0, np.int64)
+        return OffsetCuts(none, none, {}, {})
+    table = pa.concat_tables(found, promote_options="default")
+    table = table.filter(pc.less_equal(table.column("number"), until))
+    places = {}
+    for name in table.column_names:
+        kind, _, place = name.partition("/")
+        if kind == "offset":
+            source, _, partition = place.rpartition("/")
+            places[source, int(partition)] = place
+    return OffsetCuts(
+        table.column("number").to_numpy(),
+        table.column("received_us").to_numpy(),
+        {at: _known(table, f"offset/{place}", -1) for at, place in places.items()},
+        {at: _known(table, f"lost/{place}", 0) for at, place in places.items()},
+    )
 
 
 def cuts_of(

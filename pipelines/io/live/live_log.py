@@ -8,7 +8,8 @@ turns those polls into what a replay, a proof and a resumed stream read:
 * the *cuts*: of each poll its number, when it was received, and per partition the position, the
   watermark and the broker's offset after it;
 * the records that were rejected while it was read, with what their messages carried;
-* what became of mended messages (`pipelines.io.live.mended`).
+* what became of mended messages (`pipelines.io.live.mended`);
+* what topics have lost and a person has accepted (`pipelines.io.live.lost`).
 
 The promises: what is sealed equals what was written down, poll by poll; a seal that is killed is
 repeated and gives the same; a poll is removed from the poll log only when its seal has survived a
@@ -40,9 +41,11 @@ from tidemill.pipelines.io.live.live_cuts import (
     SentPoll,
     cuts_of,
     cuts_table,
+    offset_cuts,
     some_cuts,
 )
 from tidemill.pipelines.io.live.live_cuts import LiveTopic as LiveTopic
+from tidemill.pipelines.io.live.live_cuts import OffsetCuts as OffsetCuts
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.log import ROWS, Log, log_schema, one_batch
 from tidemill.pipelines.io.log_digests import BLOCK_ROWS
@@ -61,6 +64,7 @@ _POLLS: Final = "polls"
 _CUTS: Final = "cuts"
 REJECTED: Final = "rejected"
 MENDED: Final = "mended"
+LOST: Final = "lost"
 """Kinds of what polls have beside their rows."""
 _GROWS_TO_BYTES: Final = 1 << 20
 """A file of cuts, or of what polls have beside their rows, is gone on with until it has so many
@@ -76,8 +80,9 @@ class Sealed:
 
     Attributes:
         number: The number of the last poll; 0 for none.
-        positions: Source to the position after it in each partition of its topic.
-        offsets: Source to the offset after it in each partition of its topic.
+        positions: Source to the number of rows of each partition of its topic after it.
+        offsets: Source to the position after it in each partition of its topic
+            (`pipelines.io.live.lost`).
     """
 
     number: int
@@ -168,7 +173,7 @@ class LiveLog:
         """
         found = read_record(self.folder / _TOPICS, _TOPICS_FORM)["sources"]
         return {
-            name: LiveTopic(one["topic"], one["first"], tuple(one["offsets"]))
+            name: LiveTopic(one["topic"], one["first"], tuple(one["offsets"]), one.get("id", ""))
             for name, one in found.items()
         }
 
@@ -248,6 +253,8 @@ class LiveLog:
         self._add(REJECTED, POLL_NUMBER, before.number, refused)
         mended = _numbered((one.logged.number, one.logged.mended) for one in polls)
         self._add(MENDED, POLL_NUMBER, before.number, mended)
+        lost = _numbered((one.logged.number, one.logged.lost) for one in polls)
+        self._add(LOST, POLL_NUMBER, before.number, lost)
         ends: dict[str, list[int]] = {name: [] for name in topics}
         for part in last.sent.parts:
             if part.source in topics and part.partition >= topics[part.source].first:
@@ -329,7 +336,7 @@ class LiveLog:
             yield self.read_table(path)
 
     def write_beside(self, kind: str, number: int, table: pa.Table) -> None:
-        """Replace a file of what polls have beside their rows (`REJECTED`, `MENDED`).
+        """Replace a file of what polls have beside their rows (`REJECTED`, `MENDED`, `LOST`).
 
         Args:
             kind: The kind.
@@ -352,7 +359,7 @@ class LiveLog:
         """Yield what sealed polls have beside their rows, with the number of each row's poll.
 
         Args:
-            kind: `REJECTED` or `MENDED`.
+            kind: `REJECTED`, `MENDED` or `LOST`.
             until: The last poll that is wanted; there may be rows of later ones.
         """
         return self._read(kind, 0, until)
@@ -366,6 +373,15 @@ class LiveLog:
         """
         until = self.sealed().number
         return cuts_of(self._read(_CUTS, 0, until), self.topics(), until, self.folder / _CUTS)
+
+    def offset_cuts(self) -> OffsetCuts:
+        """Return the positions in topics of the sealed polls.
+
+        Raises:
+            DamagedFile: A file is damaged.
+        """
+        until = self.sealed().number
+        return offset_cuts(self._read(_CUTS, 0, until), until)
 
     def cuts_between(self, after: int, until: int) -> Cuts:
         """Return the sealed polls ``(after, until]``, from the files that hold them.
@@ -434,10 +450,18 @@ class LiveLog:
             os.link(path, self.folder / _CUTS / path.name)
 
     def take_rejected(self, other: LiveLog, change: Callable[[pa.Table], pa.Table]) -> None:
-        """Take over rejected records, and what became of mended ones, of another live log."""
+        """Take over rejected records, what became of mended ones, and what was lost.
+
+        Args:
+            other: Another live log.
+            change: Changes rejected and mended records.
+        """
         for kind in (REJECTED, MENDED):
             for path in sorted((other.folder / kind).glob("*.arrow")):
                 self._write(kind, int(path.stem), change(self.read_table(path)))
+        for path in sorted((other.folder / LOST).glob("*.arrow")):
+            # Records name partitions of topics, which stay the same.
+            self._write(LOST, int(path.stem), self.read_table(path))
 
     def rejected(self, after: int, until: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield the rejected records of sealed polls: the poll's number, and its records.

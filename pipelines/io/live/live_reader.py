@@ -19,6 +19,8 @@ The promises:
 * No watermark steps back.
 * No partition runs ahead of another that has messages to be read (`Pace.ahead_us`): rows wait in
   the topic and not in memory, however long the stream has stood still.
+* No position is passed over but in a poll of its own, with the record that a person has accepted it
+  (`LiveReader.accept_lost`).
 * Marks of savepoints are in the polls (`LiveReader.step`), so that a recovery keeps its state where
   the run before it would have.
 * No partition stays unread: a topic that has got more partitions is an error.
@@ -46,7 +48,8 @@ from tidemill.features.rows.rejected import Stage
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.live.failing_transforms import judge_what_can_be
 from tidemill.pipelines.io.live.floods import Floods
-from tidemill.pipelines.io.live.live_source import LiveFigures, LiveSource, Pace, Standing
+from tidemill.pipelines.io.live.live_source import Ends, LiveFigures, LiveSource, Pace, Standing
+from tidemill.pipelines.io.live.lost import Loss, base_of, offset_of, records_of
 from tidemill.pipelines.io.live.mended import (
     ACCEPTED,
     OUTCOMES,
@@ -72,7 +75,7 @@ class _Partition:
     """Where a partition of a topic is.
 
     Attributes:
-        offset: The offset after what its last poll had read.
+        offset: The position after what its last poll had read (`pipelines.io.live.lost`).
         position: How many rows its log has.
         row: A number that no earlier row of this reader has, for request ids.
         watermark_us: Its watermark.
@@ -253,14 +256,51 @@ class LiveReader:
                 name,
                 partition,
                 self._sources[name].first + partition,
-                at.offset,
+                offset_of(at.offset),
                 at.position,
                 at.watermark_us,
                 at.quiet_us != TIME_MIN and at.watermark_us == at.quiet_us,
-                self.figures.ends.get((name, partition)),
+                self._end(name, partition, base_of(at.offset)),
             )
             for (name, partition), at in self._at.items()
         ]
+
+    def _end(self, name: str, partition: int, base: int) -> Ends | None:
+        """Return where a partition ended at the last check, as broker's offsets."""
+        found = self.figures.ends.get((name, partition))
+        return None if found is None else Ends(*(position - base for position in found))
+
+    def accept_lost(self, losses: Sequence[Loss], accepted_by: str) -> LoggedPoll:
+        """Write down what topics have lost and a person has accepted, as a poll without rows.
+
+        Args:
+            losses: What was lost; the readers of the topics were made with the positions behind.
+            accepted_by: Who has accepted it.
+
+        Returns:
+            The poll, which is on the disk.
+
+        Raises:
+            StateMismatch: The losses do not lead from the positions of the log to those of the
+                readers.
+            FileError: The poll cannot be written down.
+        """
+        at = {place: found.offset for place, found in self._at.items()}
+        for loss in losses:
+            place = loss.source, loss.partition
+            if loss.start != at[place] or loss.stop <= loss.start:
+                raise StateMismatch(
+                    f"{loss.describe()}: the log is at position {at[place]}, not at {loss.start}"
+                )
+            at[place] = loss.stop
+        for name, source in self._sources.items():
+            for partition, position in source.reader.positions().items():
+                if position != at[name, partition]:
+                    raise StateMismatch(
+                        f"the reader of {name!r} begins at position {position} of partition "
+                        f"{partition}, and what was accepted leads to {at[name, partition]}"
+                    )
+        return self._write_down({}, [], is_marked=False, losses=losses, accepted_by=accepted_by)
 
     def check_partitions(self) -> None:
         """Check that every partition of the topics is read.
@@ -443,6 +483,8 @@ class LiveReader:
         mended: pa.RecordBatch | None = None,
         *,
         is_marked: bool,
+        losses: Sequence[Loss] = (),
+        accepted_by: str = "",
     ) -> LoggedPoll:
         number, self.received_us = self.number + 1, max(self._clock_us(), self.received_us + 1)
         parts = []
@@ -479,6 +521,8 @@ class LiveReader:
             self._newest_us,
             pa.concat_batches([one.carried for one in refused]) if refused else None,
             mended,
+            records_of(losses, self.received_us, accepted_by) if losses else None,
+            {name: one.topic_id for name, one in self._sources.items() if one.topic_id},
         )
         self._log.append(entry)
         self.number, self.epoch = number, poll.next_epoch

@@ -26,7 +26,10 @@ class Ends(NamedTuple):
 
 
 class TopicReader(Protocol):
-    """Reads the partitions of one topic, from the offsets that it was made with."""
+    """Reads the partitions of one topic, from the positions that it was made with.
+
+    All offsets, of messages too, are positions (`pipelines.io.live.lost`).
+    """
 
     def poll(self, wait_s: float, max_messages: int) -> Sequence[Messages]:
         """Return the next messages, at most so many, by partition; wait for the first so long."""
@@ -97,6 +100,7 @@ class LiveSource:
         rows: Decodes rows in JSON, as those of messages with several rows are mended; None if
             there are no mended messages.
         max_rejected: A greater share of rejected rows is a flood, of which the reader tells.
+        topic_id: The id of its topic; empty if not known.
     """
 
     definition: EventStream | Request
@@ -108,6 +112,7 @@ class LiveSource:
     clock: Literal["wall", "messages"] = "wall"
     rows: Decoder | None = None
     max_rejected: float = 1.0
+    topic_id: str = ""
 
 
 @dataclass
@@ -141,7 +146,7 @@ class Standing(NamedTuple):
         source: The name of its source.
         partition: Its number in the topic.
         log_partition: Its number in the log of the source.
-        offset: The offset after what is read.
+        offset: The broker's offset after what is read.
         position: How many rows its log has.
         watermark_us: Its watermark.
         is_quiet: Whether it has this watermark because it was quiet.

@@ -61,7 +61,8 @@ class LoggedPoll:
 
     Attributes:
         number: Its number.
-        offsets: The offset of the next message of each partition of each source's topic.
+        offsets: The position of the next message of each partition of each source's topic
+            (`pipelines.io.live.lost`).
         highest_us: The highest accepted time so far of each of these partitions.
         poll: The encoded poll (`pipelines.io.poll.Poll`).
         rejected: The records that were rejected while it was read
@@ -72,6 +73,10 @@ class LoggedPoll:
             (`pipelines.io.live.mended.CARRIED`); None for none.
         mended: What became of mended messages in this poll (`pipelines.io.live.mended.OUTCOMES`);
             None for none.
+        lost: What topics have lost and a person has accepted, to which the positions of this poll
+            go on (`pipelines.io.live.lost.RECORDS`); None for nothing.
+        topic_ids: The id of each source's topic, whose offsets these are; none in a log of a
+            version that did not record them.
     """
 
     number: int
@@ -82,6 +87,8 @@ class LoggedPoll:
     newest_us: Mapping[str, int] = field(default_factory=dict)
     carried: pa.RecordBatch | None = None
     mended: pa.RecordBatch | None = None
+    lost: pa.RecordBatch | None = None
+    topic_ids: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def set_aside(self) -> pa.RecordBatch | None:
@@ -101,9 +108,13 @@ class LoggedPoll:
         }
         if self.newest_us:
             fields["newest_us"] = dict(self.newest_us)
+        if self.topic_ids:
+            fields["topic_ids"] = dict(self.topic_ids)
         blobs = [self.poll, batch_bytes(self.rejected)]
-        if self.carried is not None or self.mended is not None:
+        if not (self.carried is None and self.mended is None and self.lost is None):
             blobs += [batch_bytes(self.carried), batch_bytes(self.mended)]
+        if self.lost is not None:
+            blobs.append(batch_bytes(self.lost))
         return encode_document(Kind.LOGGED_POLL, "", fields, blobs)
 
     @staticmethod
@@ -124,7 +135,7 @@ class LoggedPoll:
             for field in ("offsets", "highest_us")
         )
         poll, rejected, *more = found.blobs
-        carried, mended = map(batch_of, more or (b"", b""))
+        carried, mended, lost = (batch_of(blob) for blob in (*more, b"", b"", b"")[:3])
         return LoggedPoll(
             found.fields["number"],
             offsets,
@@ -134,6 +145,8 @@ class LoggedPoll:
             found.fields.get("newest_us", {}),
             carried,
             mended,
+            lost,
+            found.fields.get("topic_ids", {}),
         )
 
 

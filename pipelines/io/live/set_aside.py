@@ -1,4 +1,6 @@
-"""The rejected records of a live log, and what became of mended ones, sealed or not.
+"""What polls of a live log have beside their rows, sealed or not.
+
+These are rejected records, what became of mended ones, and what was lost.
 
 The promise: whoever reads while another process reads the topics, and seals, gets the records of
 all polls up to one of them, each once.
@@ -12,8 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.errors import DamagedState
-from tidemill.pipelines.io.live.live_log import MENDED, POLL_NUMBER, REJECTED, LiveLog
+from tidemill.pipelines.io.live.live_cuts import REMEDY
+from tidemill.pipelines.io.live.live_log import LOST, MENDED, POLL_NUMBER, REJECTED, LiveLog
+from tidemill.pipelines.io.live.lost import RECORDS, AcceptedLoss, accepted_losses
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
+from tidemill.serving.files.read_files import reading
 
 
 def rejected_records(live: LiveLog) -> Iterator[pa.Table]:
@@ -26,12 +31,29 @@ def rejected_records(live: LiveLog) -> Iterator[pa.Table]:
         StateError: The live log is damaged.
         DamagedFile: A file of it is damaged.
     """
-    return _of(live, REJECTED, lambda logged: logged.set_aside)
+    for table in _of(live, REJECTED, lambda logged: logged.set_aside):
+        yield table.drop_columns([POLL_NUMBER])
 
 
 def mended_outcomes(live: LiveLog) -> Iterator[pa.Table]:
     """Yield what became of mended messages (`pipelines.io.live.mended.OUTCOMES`), likewise."""
-    return _of(live, MENDED, lambda logged: logged.mended)
+    for table in _of(live, MENDED, lambda logged: logged.mended):
+        yield table.drop_columns([POLL_NUMBER])
+
+
+def losses_of(live: LiveLog) -> list[AcceptedLoss]:
+    """Return what topics have lost and a person has accepted, in the order of polls.
+
+    Raises:
+        StateError: The live log is damaged.
+        DamagedFile: A file of it is damaged.
+    """
+    found = []
+    for table in _of(live, LOST, lambda logged: logged.lost):
+        numbers = table.column(POLL_NUMBER).to_pylist()
+        with reading(live.folder / LOST, REMEDY):
+            found += accepted_losses(table.select(RECORDS.names), numbers)
+    return found
 
 
 def _of(
@@ -43,12 +65,15 @@ def _of(
         until = live.sealed().number
         try:
             # First those that are not sealed: a seal would remove them from the poll log.
-            unsealed = [of(logged) for logged in live.polls.read(after=until)]
+            unsealed = [(one.number, of(one)) for one in live.polls.read(after=until)]
             break
         except (DamagedState, FileNotFoundError):
             if live.sealed().number == until:
                 raise
     for table in live.beside(kind, until):
         numbers = table.column(POLL_NUMBER)
-        yield table.filter(pc.less_equal(numbers, until)).drop_columns([POLL_NUMBER])
-    yield from (pa.Table.from_batches([one]) for one in unsealed if one is not None)
+        yield table.filter(pc.less_equal(numbers, until))
+    for number, batch in unsealed:
+        if batch is not None:
+            table = pa.Table.from_batches([batch])
+            yield table.append_column(POLL_NUMBER, pa.array([number] * len(table), pa.int64()))

@@ -30,6 +30,7 @@ from tests.support.scripted_topics import (
 from tidemill.features.contract import HOUR, SECOND, TIME_MAX
 from tidemill.features.errors import BrokerError, InputError, NoSpace, StateMismatch
 from tidemill.pipelines.ingest.build_topics import BuildTopic, write_topics
+from tidemill.pipelines.ingest.topics import TopicExtent
 from tidemill.pipelines.io.live import follow
 from tidemill.pipelines.io.live.live_reader import wall_clock_us
 from tidemill.pipelines.io.live.live_source import LiveSource, Pace
@@ -57,6 +58,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
         log: Log,
         unsealed: Iterable[PollPart],
         offsets: Mapping[str, Sequence[int]],
+        topic_ids: Mapping[str, str],
     ) -> Iterator[list[LiveSource]]:
         assert all(part.start <= part.stop for part in unsealed)
         polls = PollLog(rig.folder / "live" / "polls")
@@ -68,6 +70,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
         ]
 
     monkeypatch.setattr(live_input, "open_topics", open_topics)
+    monkeypatch.setattr(live_input, "ask_extents", lambda _: extents(rig))
     monkeypatch.setattr(
         live_input, "committing", lambda _: nullcontext(SimpleNamespace(note=lambda _: None))
     )
@@ -76,6 +79,14 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
     )
     monkeypatch.setattr(live_input, "PollsTaken", lambda _: lambda: 10**9)
     return rig
+
+
+def extents(rig: Rig) -> dict[str, TopicExtent]:
+    found = {}
+    for name, topic in (("paid", rig.paid), ("asked", rig.asked)):
+        ends = tuple(one.high for one in topic.ends().values())
+        found[name] = TopicExtent(name, f"id-{name}", (topic.first,) * len(ends), ends)
+    return found
 
 
 def entrance(
@@ -87,6 +98,7 @@ def entrance(
     start = SimpleNamespace(
         current=current,
         segment=1,
+        resumes=False,
         handoff=SimpleNamespace(
             as_of_us=as_of_us, polls=0, positions={"paid": [3, 0, 0], "asked": [3, 0]}
         ),
