@@ -161,6 +161,10 @@ def line(record: ProofRecord, behind: int) -> str:
     parts += [
         f"{count:,} {cause}" for cause, count in _sorted(record.causes) if cause not in _faults()
     ]
+    if record.lost:
+        count = sum(one["messages"] or 0 for one in record.lost)
+        unknown = any(one["messages"] is None for one in record.lost)
+        parts.append(f"{count:,}{' and more' if unknown else ''} lost messages accepted")
     if record.behind_s:
         waits = f", {behind} segments to prove" if behind else ""
         parts.append(f"{record.behind_s:.0f} s behind{waits}")
@@ -217,4 +221,5 @@ def content(record: ProofRecord, step: Step | None = None) -> dict[str, Any]:
         },
         "said": "" if step is None else step.said,
         "stops": record.stops,
+        "lost": [dict(one) for one in record.lost],
     }

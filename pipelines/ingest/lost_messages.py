@@ -5,8 +5,9 @@ The promises:
 * A stream goes on where its log ends. If a topic does not hold that position, or is another topic,
   the stream does not begin: the error says of each partition what is lost, and prints the option
   that accepts it (``--accept-lost``).
-* An option accepts one loss as it was printed. If a topic has lost more meanwhile, that is printed,
-  and nothing is accepted. Either all that is lost is accepted, or nothing.
+* An option accepts one loss as it was printed, or all that were printed together (``all-CODE``).
+  If a topic has lost more meanwhile, that is printed, and nothing is accepted. Either all that is
+  lost is accepted, or nothing.
 * An option for what was accepted before changes nothing, so a command can be repeated. One for
   what is not lost is an error.
 """
@@ -14,6 +15,7 @@ The promises:
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import re
 import socket
@@ -35,6 +37,7 @@ from tidemill.pipelines.io.live.lost import (
 
 OPTION: Final = "--accept-lost"
 _RANGE: Final = re.compile(r"(?P<source>.+)/(?P<partition>\d+)@(?P<first>\d+)-(?P<last>\d+)")
+_ALL: Final = re.compile(r"all-[0-9a-f]{12}")
 _TOPIC: Final = re.compile(r"(?P<source>[^/@]+)@(?P<id>[^@/]+)")
 
 
@@ -59,9 +62,9 @@ def check_option(text: str) -> str:
     Raises:
         InputError: It has another form than those that are printed.
     """
-    if _RANGE.fullmatch(text) is None and _TOPIC.fullmatch(text) is None:
+    if not any(form.fullmatch(text) for form in (_RANGE, _TOPIC, _ALL)):
         raise InputError(
-            f"found {OPTION} {text!r}, expected SOURCE/PARTITION@FIRST-LAST or SOURCE@TOPIC-ID, "
+            f"found {text!r}, expected SOURCE/PARTITION@FIRST-LAST, SOURCE@TOPIC-ID or all-CODE, "
             "as `tidemill stream` prints it when a topic has lost messages"
         )
     return text
@@ -150,9 +153,10 @@ def check_accepted(
         PositionOutOfRange: A topic has lost messages, and that is not accepted.
         InputError: An option names what is not lost.
     """
-    lost, known = {loss.option for loss in losses}, {one.loss.option: one for one in before}
+    together = code_of(losses)
+    lost, known = {together, *(loss.option for loss in losses)}, _accepted_by_option(before)
     refused = [loss for loss in losses if loss.option not in options]
-    if refused:
+    if refused and together not in options:
         raise _refusal(losses, refused, command)
     if wrong := [one for one in dict.fromkeys(options) if one not in lost and one not in known]:
         if not losses:
@@ -168,15 +172,31 @@ def check_accepted(
     ]
 
 
+def code_of(losses: Iterable[Loss]) -> str:
+    """Return the option that accepts some losses together, and no others."""
+    options = sorted({loss.option for loss in losses})
+    return f"all-{hashlib.sha256(' '.join(options).encode()).hexdigest()[:12]}"
+
+
+def _accepted_by_option(before: Sequence[AcceptedLoss]) -> dict[str, AcceptedLoss]:
+    """Return what was accepted, by the options that could accept it."""
+    found = {one.loss.option: one for one in before}
+    for poll in {one.poll for one in before}:
+        of_poll = [one for one in before if one.poll == poll]
+        found[code_of(one.loss for one in of_poll)] = of_poll[0]
+    return found
+
+
 def _refusal(
     losses: Sequence[Loss], refused: Sequence[Loss], command: str
 ) -> RecreatedTopic | PositionOutOfRange:
     """Return the error that says what is lost, and how to accept it."""
-    said = "; ".join(loss.describe() for loss in refused)
-    options = " ".join(f"{OPTION} {one}" for one in dict.fromkeys(loss.option for loss in losses))
+    options = {loss.option for loss in losses}
+    option = code_of(losses) if len(options) > 1 else losses[0].option
+    others = f", and {len(refused) - 1} more losses" if len(refused) > 1 else ""
     text = (
-        f"{said}. Nothing is skipped by itself. Restore the topic; or go on without these "
-        f"messages, which is recorded, and named by `tidemill verify`: {command} {options}"
+        f"{refused[0].describe()}{others}; nothing is skipped by itself: restore the topic, or go "
+        f"on without: {command} {OPTION} {option}"
     )
     if any(loss.why is Why.RECREATED for loss in refused):
         return RecreatedTopic(text)

@@ -134,6 +134,7 @@ def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
         reasons=reason_table(backfill),
         proof=proof_table(verify),
         late=listed(verify.get("first_late", ())),
+        lost=[str(one["said"]) for one in verify.get("lost", ())],
         everything=list(_everything(stages)),
     )
 

@@ -76,6 +76,7 @@ def render_proof_page(project: str, record: ProofRecord) -> str:
         legend=[(name, name.replace(" ", "-")) for name in names if record.causes.get(name)],
         charts={name: Markup(chart) for name, chart in charts.items()},
         differences=_difference_table(record.differences),
+        lost=[str(one["said"]) for one in record.lost],
         notes=list(record.notes),
         stops=record.stops,
         stream=f"stream {record.stream} of generation {record.generation}",

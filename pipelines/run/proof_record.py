@@ -149,6 +149,8 @@ class ProofRecord:
         behind_s: How far the proof was behind the clock.
         notes: What is not proven, and why; the newest last.
         stops: Why the proof cannot go on from here; empty while it can.
+        lost: What topics have lost before it was read, and a person has accepted
+            (`pipelines.io.live.lost.AcceptedLoss.as_figures`).
     """
 
     generation: str
@@ -170,6 +172,7 @@ class ProofRecord:
     behind_s: float = 0.0
     notes: Sequence[str] = ()
     stops: str = ""
+    lost: Sequence[Mapping[str, Any]] = ()
 
     @property
     def mismatches(self) -> int:
@@ -253,7 +256,8 @@ def _newest(found: Sequence[Difference]) -> list[Difference]:
 
 _FORM: Final = RecordFormat(
     name="tidemill-proof",
-    version=2,
+    version=3,
     fields=frozenset(field.name for field in dataclasses.fields(ProofRecord)),
     remedy="remove it: `tidemill verify --follow` proves the stream again from its beginning",
+    older={2: {"lost": ()}},
 )

@@ -15,6 +15,8 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.record import closed_by
 from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
+from tidemill.pipelines.io.live.lost import offset_of
+from tidemill.pipelines.io.live.set_aside import losses_of
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.savepoints import Savepoint
 from tidemill.pipelines.run.proof_record import LOCK, PROOF, ProofRecord
@@ -110,7 +112,14 @@ def collect(
         proof.get("values"),
         None if (ended := proof.get("ended_us")) is None else instant(ended),
         _proof(config.root),
+        _lost(config, current, stream.state),
     )
+
+
+def _lost(config: Configuration, current: Current, state: State) -> list[dict[str, Any]]:
+    """Return what topics have lost and a person has accepted; of a stream that runs, as sealed."""
+    live = LiveLog(current.folder / LIVE, config.project)
+    return [one.as_figures() for one in losses_of(live, only_sealed=state.runs)]
 
 
 def _proof(root: Path) -> ProofStanding | None:
@@ -222,7 +231,13 @@ def _sources(
         partitions = []
         for n in numbers:
             fact = known.get(n)
-            offset = of_log[n] if n < len(of_log) else None if fact is None else fact["offset"]
+            offset = (
+                offset_of(of_log[n])
+                if n < len(of_log)
+                else None
+                if fact is None
+                else fact["offset"]
+            )
             end = ends.get(n)
             lag = None if end is None or offset is None else max(end.high - offset, 0)
             watermark_us = TIME_MIN if fact is None else int(fact["watermark_us"])

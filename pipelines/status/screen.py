@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from rich.text import Text
 
@@ -219,7 +219,19 @@ def _results(standing: Standing) -> Iterator[Text]:
         yield Text("REJECTED  ", "bold").append(f"{total:,}: ", "yellow").append(what, "default")
     elif standing.predictions is not None:
         yield Text("REJECTED  ", "bold").append("none", "default")
+    yield from _lost(standing.lost)
     yield from _proofs(standing)
+
+
+def _lost(losses: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+    """Yield for each source what its topic has lost, and when that was accepted last."""
+    for source in dict.fromkeys(one["source"] for one in losses):
+        found = [one for one in losses if one["source"] == source]
+        count = sum(one["messages"] or 0 for one in found)
+        parts = [f"up to {count:,} messages"] if count else []
+        parts += ["an unknown number"] if any(one["messages"] is None for one in found) else []
+        line = Text("LOST      ", "bold").append(f"{source}: {' and '.join(parts)}", "yellow")
+        yield line.append(f" · accepted {found[-1]['accepted_at']}", _DIM)
 
 
 def _proofs(standing: Standing) -> Iterator[Text]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,6 +231,8 @@ class Standing:
         proven: How many values it compared; None likewise.
         proven_at: When it ended, ISO 8601, UTC; None likewise.
         proof: What a proof that follows the stream has found; None if there is none.
+        lost: What topics have lost before it was read, and a person has accepted
+            (`pipelines.io.live.lost.AcceptedLoss.as_figures`), the oldest first.
     """
 
     project: str
@@ -249,6 +251,7 @@ class Standing:
     proven: int | None = None
     proven_at: str | None = None
     proof: ProofStanding | None = None
+    lost: Sequence[Mapping[str, Any]] = ()
 
     def content(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -36,6 +36,7 @@ from tidemill.pipelines.history.inherited_rows import take_over
 from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.ingest.committed_offsets import CommittedOffsets, committing
 from tidemill.pipelines.ingest.lost_messages import (
+    OPTION,
     ReadTo,
     check_accepted,
     find_losses,
@@ -272,9 +273,18 @@ class LiveInput:
         losses = find_losses(self._read_to(), ask_extents(self.config), self.accept_lost)
         command = "tidemill stream --resume" if self.start.resumes else "tidemill stream"
         before = losses_of(self.live) if self.accept_lost else []
-        for said in check_accepted(losses, self.accept_lost, before, command):
-            say(said)
+        try:
+            for said in check_accepted(losses, self.accept_lost, before, command):
+                say(said)
+        except (PositionOutOfRange, RecreatedTopic):
+            self._say_all(losses)
+            raise
         return losses
+
+    def _say_all(self, losses: Sequence[Loss]) -> None:
+        """Say of each loss what it is; the error that follows has room for one."""
+        for loss in losses:
+            self.say(f"{loss.describe()} ({OPTION} {loss.option})")
 
     @staticmethod
     def _ignore(said: str) -> None:
@@ -347,7 +357,9 @@ class LiveInput:
             losses = find_losses(self._read_to(), ask_extents(self.config))
         except (BrokerUnreachable, NoSuchTopic):
             return  # then only the reader's own error is known
-        check_accepted(losses, (), ())
+        if losses:
+            self._say_all(losses)
+            check_accepted(losses, (), ())
 
     def _stop_after(self, reader: LiveReader, ended: threading.Event) -> None:
         """Let the source stop after a poll; without this file it would wait for ever."""
@@ -415,7 +427,8 @@ class LiveInput:
 
     def _report(self, reader: LiveReader) -> ReaderFigures:
         topics = {name: topic.topic for name, topic in self.live.topics().items()}
-        return ReaderFigures(figures_place().here().figures, reader, topics)
+        losses = losses_of(self.live)
+        return ReaderFigures(figures_place().here().figures, reader, topics, losses=losses)
 
 
 def _check_untaken(build: Log, topics: Mapping[str, LiveTopic], folder: Path) -> None:

@@ -108,6 +108,16 @@ LAST_MESSAGE: Final = _gauge(
     "tidemill_source_last_message_timestamp_seconds",
     "When the partition's last message was read.", "source", "partition",
 )  # fmt: skip
+LOSSES: Final = _counter(
+    "tidemill_source_losses_accepted_total",
+    "Times that a partition had lost messages before they were read, and it was accepted.",
+    "source",
+)  # fmt: skip
+LOST_MESSAGES: Final = _counter(
+    "tidemill_source_lost_messages_total",
+    "Messages that were lost so, at most; without those of which nobody knows the number.",
+    "source",
+)  # fmt: skip
 REACHABLE: Final = _gauge(
     "tidemill_broker_reachable", "1 if the broker of a source answers, 0 if it is away.", "source"
 )

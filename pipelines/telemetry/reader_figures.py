@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tidemill.features.contract import SECOND, TIME_MAX, TIME_MIN
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.live.live_reader import LiveReader
 from tidemill.pipelines.io.live.live_source import Standing
+from tidemill.pipelines.io.live.lost import AcceptedLoss
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.telemetry import metrics
 from tidemill.pipelines.telemetry.events import log_event
@@ -32,6 +33,7 @@ class ReaderFigures:
         reader: The reader.
         topics: Source to the name of its topic.
         clock: A monotonic clock, in seconds.
+        losses: What the topics have lost and a person has accepted, since the log began.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class ReaderFigures:
         reader: LiveReader,
         topics: dict[str, str],
         clock: Callable[[], float] = time.monotonic,
+        losses: Sequence[AcceptedLoss] = (),
     ) -> None:
         self._figures, self._reader, self._topics, self._clock = figures, reader, topics, clock
         self._counted: dict[str, Counts] = {name: Counts() for name in topics}
@@ -51,6 +54,11 @@ class ReaderFigures:
         self._away: set[str] = set()
         self._reported_s = float("-inf")
         figures.add(metrics.POLLS, 0)
+        for name in topics:
+            of_source = [one.loss for one in losses if one.loss.source == name]
+            figures.add(metrics.LOSSES, len(of_source), name)
+            lost = sum(loss.messages or 0 for loss in of_source)
+            figures.add(metrics.LOST_MESSAGES, lost, name)
         self.report()
 
     def stepped(self, poll: LoggedPoll | None, ahead: int) -> None:

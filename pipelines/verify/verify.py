@@ -14,7 +14,8 @@ compared is counted and said. The witness is the raw files (`pipelines.verify.wi
 * `pipelines.verify.compare_offline`: the offline logs;
 * `pipelines.verify.compare_build`, `pipelines.verify.compare_training`: manifest, states, and the
   training table;
-* `pipelines.verify.compare_archive`: the archive of the rows of topics.
+* `pipelines.verify.compare_archive`: the archive of the rows of topics;
+* `pipelines.verify.compare_lost`: what topics have lost before it was read, and who accepted it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tidemill.pipelines.io.live.live_log import LIVE
 from tidemill.pipelines.io.live.removed import RemovedRows
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.compare_archive import compare_archive
+from tidemill.pipelines.verify.compare_lost import compare_lost
 from tidemill.pipelines.verify.compare_oracle import DEADLINE_S
 from tidemill.pipelines.verify.definitions_of import made_otherwise
 from tidemill.pipelines.verify.findings import Findings, Mismatch, excusing
@@ -70,7 +72,8 @@ def verify(
     Returns:
         JSON values: ``mismatches``, the number of all mismatches; ``values``, the number of
         predictions times features, and ``training_values``, of training rows times features; the
-        figures of each comparison; the first mismatches; and the figures of ``earlier`` streams.
+        figures of each comparison; the first mismatches; the figures of ``earlier`` streams; and
+        ``lost``, what topics have lost and a person has accepted.
 
     Raises:
         InputError: Other definitions made the predictions.
@@ -119,12 +122,14 @@ def _verify(
             f"{blank:,} rows of the log were forgotten (records in {config.root / FORGOTTEN}): "
             "their places are proven, not what they held"
         )
-    archive = Findings()
+    archive, of_lost = Findings(), Findings()
+    lost = compare_lost(config, progress, of_lost)
     of_archive = compare_archive(config, progress, archive)
     for of_it, findings in (
         prove_published(config, progress, witnesses, origins),
         build,
         (of_archive, archive),
+        ({"lost_mismatches": lost["lost_mismatches"]}, of_lost),
     ):
         everything.merge(findings)
         for name, count in of_it.items():
@@ -145,6 +150,8 @@ def _verify(
         "store_generations": {view: origin.generation for view, origin in origins.items()},
         "earlier": earlier,
         "live_rows_removed": removed.rows,
+        "lost": lost["lost"],
+        "lost_messages": lost["lost_messages"],
         "forgotten_rows": blank,
         "forgotten_values": everything.forgotten,
         "mismatches": everything.count,

@@ -131,14 +131,10 @@ class OffsetCuts(NamedTuple):
     marks: Mapping[tuple[str, int], Int64Array]
 
 
-def offset_cuts(tables: Iterable[pa.Table], until: int) -> OffsetCuts:
-    """Return the positions in topics of the polls that files hold, up to one of them."""
-    found = list(tables)
-    if not found:
-        none = np.zeros(0, np.int64)
-        return OffsetCuts(none, none, {}, {})
-    table = pa.concat_tables(found, promote_options="default")
-    table = table.filter(pc.less_equal(table.column("number"), until))
+def offset_cuts(table: pa.Table, after: int, until: int) -> OffsetCuts:
+    """Return the positions in topics of the polls ``(after, until]`` that a file holds."""
+    numbers = table.column("number")
+    table = table.filter(pc.and_(pc.greater(numbers, after), pc.less_equal(numbers, until)))
     places = {}
     for name in table.column_names:
         kind, _, place = name.partition("/")

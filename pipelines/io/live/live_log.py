@@ -374,14 +374,16 @@ class LiveLog:
         until = self.sealed().number
         return cuts_of(self._read(_CUTS, 0, until), self.topics(), until, self.folder / _CUTS)
 
-    def offset_cuts(self) -> OffsetCuts:
-        """Return the positions in topics of the sealed polls.
+    def offset_cuts(self, after: int, until: int) -> Iterator[OffsetCuts]:
+        """Yield the positions in topics of the sealed polls ``(after, until]``, file by file.
 
         Raises:
             DamagedFile: A file is damaged.
         """
-        until = self.sealed().number
-        return offset_cuts(self._read(_CUTS, 0, until), until)
+        for table in self._read(_CUTS, after, until):
+            found = offset_cuts(table, after, until)
+            if len(found.number):
+                yield found
 
     def cuts_between(self, after: int, until: int) -> Cuts:
         """Return the sealed polls ``(after, until]``, from the files that hold them.

@@ -41,15 +41,19 @@ def mended_outcomes(live: LiveLog) -> Iterator[pa.Table]:
         yield table.drop_columns([POLL_NUMBER])
 
 
-def losses_of(live: LiveLog) -> list[AcceptedLoss]:
+def losses_of(live: LiveLog, *, only_sealed: bool = False) -> list[AcceptedLoss]:
     """Return what topics have lost and a person has accepted, in the order of polls.
+
+    Args:
+        live: The live log.
+        only_sealed: Whether to leave out polls that are not sealed, which takes less time.
 
     Raises:
         StateError: The live log is damaged.
         DamagedFile: A file of it is damaged.
     """
     found = []
-    for table in _of(live, LOST, lambda logged: logged.lost):
+    for table in _of(live, LOST, lambda logged: logged.lost, only_sealed=only_sealed):
         numbers = table.column(POLL_NUMBER).to_pylist()
         with reading(live.folder / LOST, REMEDY):
             found += accepted_losses(table.select(RECORDS.names), numbers)
@@ -57,12 +61,19 @@ def losses_of(live: LiveLog) -> list[AcceptedLoss]:
 
 
 def _of(
-    live: LiveLog, kind: str, of: Callable[[LoggedPoll], pa.RecordBatch | None]
+    live: LiveLog,
+    kind: str,
+    of: Callable[[LoggedPoll], pa.RecordBatch | None],
+    *,
+    only_sealed: bool = False,
 ) -> Iterator[pa.Table]:
     if not live.exists:
         return
+    unsealed: list[tuple[int, pa.RecordBatch | None]] = []
     while True:
         until = live.sealed().number
+        if only_sealed:
+            break
         try:
             # First those that are not sealed: a seal would remove them from the poll log.
             unsealed = [(one.number, of(one)) for one in live.polls.read(after=until)]

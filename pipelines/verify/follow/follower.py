@@ -20,10 +20,12 @@ from tidemill.features.contract import SECOND, TIME_MAX, TIME_MIN, Int64Array, w
 from tidemill.features.errors import StateMismatch, StoreError
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.io.log import forgotten_rows, one_batch
 from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
 from tidemill.pipelines.run.proof_record import Cause, Difference, ProofRecord, Round, added
+from tidemill.pipelines.verify.compare_lost import LossCheck
 from tidemill.pipelines.verify.findings import Findings
 from tidemill.pipelines.verify.follow.differences import AS_COMPLETE, Differences, request_place
 from tidemill.pipelines.verify.follow.kept_answers import KeptAnswers
@@ -123,6 +125,8 @@ class Follower:
         self._sweep = {view.name: -1 for view in self._project.views}
         self.behind = 0
         self.store_is_away = ""
+        live = LiveLog(self._current.folder / LIVE, self._project)
+        self._lost = LossCheck(live) if live.exists else None
         self._check_log()
         self._start()
 
@@ -246,6 +250,8 @@ class Follower:
             self._kept.add(served)
         if self._online is not None and is_counted:
             counts |= self._compare_store(known, differences, findings)
+        if is_counted:
+            self._check_lost(findings)
         differences.take(findings)
         counts["late_values"] = differences.late_values
         self._segment = segments[-1] + 1
@@ -264,6 +270,17 @@ class Follower:
         if is_counted:
             self._keep(done, differences.examples, counts, log, positions)
         return done
+
+    def _check_lost(self, findings: Findings) -> None:
+        """Check that the log passes over messages only where that was accepted."""
+        if self._lost is None:
+            return
+        known = ((one.what, one.id, one.view, one.feature) for one in self.record.differences)
+        found = Findings().forget_details(known)
+        self._lost.check(found)
+        findings.merge(found)
+        lost = [one.as_figures() for one in self._lost.losses]
+        self.record = dataclasses.replace(self.record, lost=lost)
 
     def _run_now(self) -> StreamRun:
         """Return the record of the stream, which says when it has ended."""
