@@ -200,7 +200,7 @@ def test_stream_options_are_passed_on(project: Path, stage: Callable[[str, Any],
     assert run("stream") == 0
     nothing = {
         "speed": None, "engine": None, "mode": None, "until_us": None, "resume": False,
-        "wait": False, "take_over": False,
+        "wait": False, "take_over": False, "accept_lost": (),
     }  # fmt: skip
     assert called.options == nothing
     assert run("stream", "--speed", "60", "--engine", "prism", "--mode", "eager") == 0
@@ -211,6 +211,10 @@ def test_stream_options_are_passed_on(project: Path, stage: Callable[[str, Any],
     assert called.options == {**nothing, "wait": True}
     assert run("stream", "--take-over") == 0
     assert called.options == {**nothing, "take_over": True}
+    lost = ("trips/0@5-9", "trips@topic-id", "all-0123456789ab")
+    assert run("stream", *(word for one in lost for word in ("--accept-lost", one))) == 0
+    assert called.options == {**nothing, "accept_lost": lost}
+    assert run("stream", "--accept-lost", "everything") == 2
 
 
 def test_publish_and_wait_are_passed_on(project: Path, stage: Callable[[str, Any], Called]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from tests.support.memory_topics import MemoryTopics, TopicProject
 from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.features.errors import InputError, PositionOutOfRange, RecreatedTopic
+from tidemill.pipelines.commands.follow_proof import content, line
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.ingest.committed_offsets import group_of
 from tidemill.pipelines.io.kafka.client import Partition
@@ -20,11 +22,15 @@ from tidemill.pipelines.io.live.live_log import LOST, LiveLog
 from tidemill.pipelines.io.live.lost import INCARNATION, Why, offset_of
 from tidemill.pipelines.io.live.set_aside import rejected_records
 from tidemill.pipelines.report.page import render_report
+from tidemill.pipelines.report.proof_page import render_proof_page
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.run.summary import read_summary, write_summary
+from tidemill.pipelines.status.collect import collect
+from tidemill.pipelines.status.screen import render
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify.compare_lost import compare_lost
 from tidemill.pipelines.verify.findings import Findings
+from tidemill.pipelines.verify.follow.follow import FollowOptions, follow
 from tidemill.pipelines.verify.verify import verify
 
 
@@ -109,6 +115,17 @@ def test_what_is_lost_stops_the_stream_until_exactly_that_is_accepted(
     write_summary(project.config().root, "verify", found)
     page = render_report(project.config(), read_summary(project.config().root))
     assert "Named difference: up to 4 messages of &#39;payments&#39; partition 1" in page
+
+    # The proof beside the stream, and `tidemill status`, say the same.
+    record = list(follow(project.config(), FollowOptions(once=True), threading.Event()))[-1].record
+    assert record is not None
+    assert (record.mismatches, list(record.lost)) == (0, found["lost"])
+    assert "7 lost messages accepted" in line(record, 0)
+    assert content(record)["lost"] == found["lost"]
+    assert "up to 4 messages of &#39;payments&#39; partition 1" in render_proof_page("p", record)
+    standing = collect(project.config(), lambda _: {})
+    assert list(standing.lost) == found["lost"]
+    assert "LOST      payments: up to 4 messages · accepted" in render(standing).plain
 
     # What is lost later is refused again, whatever was accepted before.
     lose(project, "payments", 0, 2)

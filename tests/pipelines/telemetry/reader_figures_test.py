@@ -12,6 +12,7 @@ import pytest
 from tidemill.features.contract import SECOND, TIME_MIN
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.live.live_source import Ends, LiveFigures, Standing
+from tidemill.pipelines.io.live.lost import AcceptedLoss, Loss, Why
 from tidemill.pipelines.telemetry import metrics
 from tidemill.pipelines.telemetry.facts import source_fact
 from tidemill.pipelines.telemetry.figures import Figures, gauge_values
@@ -73,6 +74,15 @@ def test_rows_are_counted_once(rig: Rig) -> None:
     assert rig.counted(metrics.ROWS_ACCEPTED) == 6
     assert rig.counted(metrics.POLLS) == 2
     assert rig.gauge(metrics.POLLS_AHEAD) == 3
+
+
+def test_what_topics_have_lost_is_counted_from_the_beginning_of_the_log() -> None:
+    figures, reader = Figures("r"), cast(Any, Reader())
+    known = Loss("paid", "topic", 0, Why.DELETED, 5, 9)
+    unknown = Loss("paid", "topic", 1, Why.RECREATED, 5, 10**15)
+    losses = [AcceptedLoss(1, one, 0, "me", "") for one in (known, unknown)]
+    ReaderFigures(figures, reader, {"paid": "topic"}, losses=losses)
+    assert (figures.total(metrics.LOSSES), figures.total(metrics.LOST_MESSAGES)) == (2, 4)
 
 
 def test_steps_are_cheap_between_reports(rig: Rig) -> None:
