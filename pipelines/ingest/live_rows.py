@@ -7,7 +7,7 @@ whole without the live log, and whoever reads it need not know where a row came 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +20,9 @@ from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.build_topics import BuildTopic
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveTopic, Sealed
+from tidemill.pipelines.io.live.lost import AcceptedLoss
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
+from tidemill.pipelines.io.live.set_aside import losses_of
 from tidemill.pipelines.io.log import RECEIVED, Log
 from tidemill.serving.generations.current import Current
 
@@ -40,6 +42,7 @@ class LiveRows:
             not known.
         last: The last sealed poll; None if nothing is sealed. A stream that runs may remove it from
             the poll log while a build is made.
+        losses: What the topics have lost and a person has accepted, as far as it is sealed.
     """
 
     log: Log
@@ -47,6 +50,7 @@ class LiveRows:
     sealed: Sealed
     read_until_us: int | None
     last: LoggedPoll | None
+    losses: Sequence[AcceptedLoss] = ()
 
     def lengths(self, name: str) -> list[int]:
         """Return the number of rows of each partition of a source's topic."""
@@ -57,11 +61,13 @@ class LiveRows:
         if name not in self.topics:
             return None
         until_us = self.read_until_us
+        lost = [one.describe() for one in self.losses if one.loss.source == name]
         return {
             "topic": self.topics[name].topic,
             "rows": sum(self.lengths(name)),
             "polls": self.sealed.number,
             "read_until": None if until_us is None else write_instant(until_us),
+            **({"lost": lost} if lost else {}),
         }
 
     def batches(
@@ -116,7 +122,9 @@ def find_live_rows(current: Current | None, project: Project) -> LiveRows | None
             if live.sealed() == sealed:
                 raise
             continue  # a stream has sealed more and removed the poll
-        return LiveRows(log, live.topics(), sealed, read_until_us, last)
+        losses = losses_of(live, only_sealed=True)
+        losses = [one for one in losses if one.poll <= sealed.number]
+        return LiveRows(log, live.topics(), sealed, read_until_us, last, losses)
 
 
 def check_live_rows(

@@ -18,6 +18,7 @@ from tidemill.pipelines.io.files.readers import Reader as RowReader
 from tidemill.pipelines.io.kafka.child_process.library import InChildProcess
 from tidemill.pipelines.io.kafka.choosing import choose_client
 from tidemill.pipelines.io.kafka.client import Partition
+from tidemill.pipelines.io.kafka.connection import Connection
 from tidemill.pipelines.io.kafka.reader import Reader
 from tidemill.pipelines.io.live.live_reader import wall_clock_us
 from tidemill.pipelines.io.live.live_source import Ends, LiveSource
@@ -100,20 +101,25 @@ def ask_extents(config: Configuration) -> dict[str, TopicExtent]:
     Raises:
         BrokerError: A broker cannot be reached, or a topic does not exist.
     """
-    found = {}
-    for name, source in sorted(config.sources.items()):
-        if (topic := source.kafka) is None:
-            continue
-        with Reader(choose_client(), topic.connection) as reader:
+    found: dict[str, TopicExtent] = {}
+    with ExitStack() as opened:
+        readers: dict[Connection, Reader] = {}
+        for name, source in sorted(config.sources.items()):
+            if (topic := source.kafka) is None:
+                continue
+            reader = readers.get(topic.connection)
+            if reader is None:
+                reader = opened.enter_context(Reader(choose_client(), topic.connection))
+                readers[topic.connection] = reader
             identity = reader.topic_id(topic.topic)
             places = [Partition(topic.topic, number) for number in reader.partitions(topic.topic)]
             first, ends = reader.beginnings(places), reader.ends(places)
-        found[name] = TopicExtent(
-            topic.topic,
-            identity,
-            tuple(first[place] for place in places),
-            tuple(ends[place].high for place in places),
-        )
+            found[name] = TopicExtent(
+                topic.topic,
+                identity,
+                tuple(first[place] for place in places),
+                tuple(ends[place].high for place in places),
+            )
     return found
 
 

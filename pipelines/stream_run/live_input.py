@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 import apache_beam as beam
 
-from tidemill.features.contract import SECOND, TIME_MAX, write_instant
+from tidemill.features.contract import SECOND, TIME_MAX, TIME_MIN, write_instant
 from tidemill.features.errors import (
     BrokerUnreachable,
     FileError,
@@ -283,8 +283,15 @@ class LiveInput:
 
     def _say_all(self, losses: Sequence[Loss]) -> None:
         """Say of each loss what it is; the error that follows has room for one."""
+        last = self.live.polls.last()
         for loss in losses:
-            self.say(f"{loss.describe()} ({OPTION} {loss.option})")
+            highest_us = TIME_MIN
+            if last is not None:
+                highest_us = last.highest_us[loss.source][loss.partition]
+            after = (
+                f", after events of {write_instant(highest_us)}" if highest_us > TIME_MIN else ""
+            )
+            self.say(f"{loss.describe()}{after} ({OPTION} {loss.option})")
 
     @staticmethod
     def _ignore(said: str) -> None:

@@ -54,8 +54,11 @@ class LossCheck:
             if after < one.poll <= until:
                 key = one.poll, one.loss.source, one.loss.partition
                 records.setdefault(key, []).append(one)
+        topics = live.topics()
         for cuts in live.offset_cuts(after, until):
             for place, offsets in cuts.offsets.items():
+                if place[0] not in topics:
+                    continue  # a source that has no topic any more
                 before = self._before(place, offsets)
                 self._check_steps(place, cuts.number, before, offsets, cuts.marks[place], findings)
                 for row in np.flatnonzero(cuts.marks[place]).tolist():

@@ -171,7 +171,8 @@ def _live(record: Mapping[str, Any] | None) -> list[Link]:
     return [
         Link(
             f"topic {record['topic']}: {record['rows']:,} rows, polls 1 to {record['polls']:,}, "
-            f"read up to {record['read_until']}"
+            f"read up to {record['read_until']}",
+            [Link(said) for said in record.get("lost", ())],
         )
     ]
 

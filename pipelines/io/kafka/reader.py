@@ -304,11 +304,13 @@ class Reader(Closing):
     def _out_of_range(self, where: Partition, position: int, reason: str) -> PositionOutOfRange:
         first = self._patiently(lambda: self._asker.beginnings([where]))[where]
         end = self._patiently(lambda: self._asker.ends([where]))[where].high
+        remedy = "says what is lost and how to accept it"
+        if reason == _TRUNCATED:
+            remedy = "goes on here, without what was written in the place of these messages"
         return PositionOutOfRange(
             f"the partition {where.partition} of the topic {where.topic!r} holds offsets from "
             f"{first} to {end}, not the position {position}: {reason}; nothing is skipped by "
-            "itself: restore the topic, or run `tidemill stream --resume`, which says what is lost "
-            "and how to accept it",
+            f"itself: restore the topic, or run `tidemill stream --resume`, which {remedy}",
             where.topic,
             where.partition,
             position,

@@ -11,12 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tests.support.memory_topics import MemoryTopics, TopicProject
+from tests.support.memory_topics import PROJECT, MemoryTopics, TopicProject
 from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.features.errors import InputError, PositionOutOfRange, RecreatedTopic
 from tidemill.pipelines.commands.follow_proof import content, line
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.ingest.committed_offsets import group_of
+from tidemill.pipelines.ingest.live_rows import find_live_rows
 from tidemill.pipelines.io.kafka.client import Partition
 from tidemill.pipelines.io.live.live_log import LOST, LiveLog
 from tidemill.pipelines.io.live.lost import INCARNATION, Why, offset_of
@@ -192,6 +193,13 @@ def test_a_topic_that_was_made_again_goes_on_with_positions_that_only_rise(
     assert project.live.sealed().offsets["payments"] == [
         INCARNATION + len(one) for one in project.topics.topics["payments"]
     ]
+    # A build that takes these rows in says what they lack.
+    live = find_live_rows(project.current, PROJECT)
+    assert live is not None
+    record = live.record("payments")
+    assert record is not None
+    assert record["lost"] == [one["said"] for one in found["lost"]]
+    assert (live.record("checks") or {}).get("lost") is None
     # Others see the offsets that the broker has.
     committed = project.topics.committed[group_of(project.config())]
     assert committed[Partition("payments", 0)] == len(project.topics.topics["payments"][0])
