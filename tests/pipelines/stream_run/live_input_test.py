@@ -447,3 +447,19 @@ def test_live_rows_are_not_taken_for_rows_of_files(rig: Rig) -> None:
     assert again.live.sealed().number == given.begins.start.number + again.begins.last_poll_number
     assert again.begins.stop[:3] == (3, 9, 9)
     assert reached.as_of_us < TIME_MAX
+
+
+def test_what_a_poll_has_is_not_lost_whatever_the_topic_has_deleted_since(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.paid.send(row("a", START), row("b", START))
+    rig.step(1)
+    live = entrance(rig)
+    assert live.live.sealed().number == 0  # no savepoint has it
+    found = extents(rig)
+    found["paid"] = found["paid"]._replace(first=(2, 0))
+    monkeypatch.setattr(live_input, "ask_extents", lambda _: found)
+    assert live.find_lost() == []
+    found["paid"] = found["paid"]._replace(first=(3, 0), ends=(3, 0))
+    live.accept_lost = ["paid/0@2-2"]
+    assert [loss.option for loss in live.find_lost()] == ["paid/0@2-2"]
