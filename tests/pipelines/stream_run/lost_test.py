@@ -208,3 +208,20 @@ def test_a_topic_that_was_made_again_goes_on_with_positions_that_only_rise(
     origins = [origin for table in tables for origin in table.column("origin").to_pylist()]
     assert len(origins) == len(set(origins)) == 3
     assert f"payments/0@{INCARNATION}" in origins
+
+    # A partition that ends before the position: others are written in the place of its messages.
+    messages = project.topics.topics["checks"][1]
+    at = len(messages)
+    del messages[-2:]
+    with pytest.raises(PositionOutOfRange, match=f"--accept-lost checks/1@{at - 2}-{at - 1}"):
+        project.stream(monkeypatch, resume=True)
+    project.stream(
+        monkeypatch,
+        meanwhile=lambda: send(project),
+        resume=True,
+        accept_lost=[f"checks/1@{at - 2}-{at - 1}"],
+    )
+    again = proven(project)
+    assert again["values"] > found["values"]
+    assert [one["why"] for one in again["lost"]][-1] == str(Why.SHORTER)
+    assert project.live.sealed().offsets["checks"][1] == INCARNATION + len(messages)
