@@ -77,7 +77,6 @@ class Reader(Closing):
         self._watch = Watch(self._asker, functools.partial(reach, connection), patience_s)
         self._assigned: tuple[Partition, ...] = ()
         self._surplus = Surplus()
-        self._paused: frozenset[Partition] = frozenset()
         self._left_out: frozenset[Partition] = frozenset()
         self._positions_aside: dict[Partition, int] = {}
         """The positions of partitions that the client does not read now."""
@@ -86,7 +85,7 @@ class Reader(Closing):
     def assign(self, positions: Positions) -> None:
         """Read these partitions, and no others, from these positions on.
 
-        Nothing of an earlier assignment is given out any more, and no partition is paused.
+        Nothing of an earlier assignment is given out any more, and no partition is left out.
 
         Args:
             positions: The offset of the next message of each partition.
@@ -99,7 +98,7 @@ class Reader(Closing):
         """
         self._surplus.clear()
         self._lost = {}
-        self._paused = self._left_out = frozenset()
+        self._left_out = frozenset()
         self._positions_aside = {}
         self._assigned = ()
         self._watch.begin({})
@@ -138,8 +137,7 @@ class Reader(Closing):
                 f"found max_bytes={max_bytes} and max_messages={max_messages}, expected 1 or more"
             )
         self._watch.check()
-        without = self._paused | self._left_out
-        given = self._surplus.give(max_bytes, max_messages, without)
+        given = self._surplus.give(max_bytes, max_messages, self._left_out)
         if not given and not self._reads:
             time.sleep(wait_s)
         elif not given:
@@ -149,7 +147,7 @@ class Reader(Closing):
                 self._lost.update(taken.lost)
                 self._consumer.pause(list(taken.lost))
             self._surplus.add(taken.messages)
-            given = self._surplus.give(max_bytes, max_messages, without)
+            given = self._surplus.give(max_bytes, max_messages, self._left_out)
             # Of a topic that was made again nothing is given once that is known.
             self._watch.check()
             if not given:
@@ -164,22 +162,10 @@ class Reader(Closing):
             for where in self._assigned
         }
 
-    def pause(self, partitions: Collection[Partition]) -> None:
-        """Give no messages of these partitions until `resume`; their positions stay."""
-        self._paused = self._paused | frozenset(partitions)
-        self._consumer.pause([where for where in partitions if where not in self._left_out])
-
-    def resume(self, partitions: Collection[Partition]) -> None:
-        """Give messages of these partitions again."""
-        self._paused = self._paused - frozenset(partitions)
-        still = self._left_out | self._lost.keys()
-        self._consumer.resume([where for where in partitions if where not in still])
-
     def leave_out(self, partitions: Collection[Partition]) -> None:
         """Read all assigned partitions but these, until the next call; their positions stay.
 
-        Unlike paused ones they are not read ahead. Whenever they change, what was read ahead is
-        read again.
+        They are not read ahead. Whenever they change, what was read ahead is read again.
         """
         wanted = frozenset(partitions)
         if wanted == self._left_out:
@@ -195,8 +181,8 @@ class Reader(Closing):
         }
         self._consumer.assign(read)
         self._positions_aside = {where: self._positions_aside[where] for where in wanted}
-        if paused := [where for where in (*self._paused, *self._lost) if where in read]:
-            self._consumer.pause(paused)
+        if lost := [where for where in self._lost if where in read]:
+            self._consumer.pause(lost)
 
     @property
     def _reads(self) -> bool:
@@ -287,8 +273,7 @@ class Reader(Closing):
                 if lost.truncated:
                     raise self._out_of_range(where, lost.position, _TRUNCATED)
             # They are there after all: the partition changed between the two requests.
-            still = self._paused | self._left_out
-            self._consumer.resume([where for where in self._lost if where not in still])
+            self._consumer.resume([where for where in self._lost if where not in self._left_out])
             self._lost = {}
 
     def _check_range(self, positions: Positions) -> None:

@@ -16,7 +16,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.pipelines.io.kafka.cluster import connection_to, new_topic, read_until, settled, values
+from tests.pipelines.io.kafka.cluster import (
+    connection_to,
+    new_topic,
+    read_until,
+    settled,
+    take_until,
+    values,
+)
 from tests.support.kafka_broker import TestBroker
 from tidemill.features.errors import (
     BrokerUnreachable,
@@ -109,19 +116,34 @@ def test_killed_readers_go_on_without_loss_and_doubling(
     assert found == {number: list(range(COUNT)) for number in range(PARTITIONS)}
 
 
-def test_paused_partitions_stay_paused_when_the_process_is_killed(
+def test_partitions_that_are_left_out_stay_so_when_the_process_is_killed(
     broker: TestBroker, topic: str, own: InChildProcess
 ) -> None:
     with Reader(own, connection_to(broker)) as reader:
         reader.assign(beginning(topic))
-        reader.pause([Partition(topic, 1)])
+        reader.leave_out([Partition(topic, 1)])
         read_until(reader, 1)
         os.kill(pid_of(own), signal.SIGKILL)
         polled = [part for _ in range(20) for part in reader.poll(0.1)]
         assert 1 not in {part.partition for part in polled}
         assert reader.positions()[Partition(topic, 1)] == 0
-        reader.resume([Partition(topic, 1)])
+        reader.leave_out([])
         assert any(part.partition == 1 for part in read_until(reader, COUNT))
+
+
+def test_paused_partitions_stay_paused_when_the_process_is_killed(
+    broker: TestBroker, topic: str, own: InChildProcess
+) -> None:
+    with closing(own.consumer(connection_to(broker))) as consumer:
+        consumer.assign(beginning(topic))
+        consumer.pause([Partition(topic, 1)])
+        take_until(consumer, 1)
+        os.kill(pid_of(own), signal.SIGKILL)
+        taken = take_until(consumer, COUNT)
+        assert 1 not in {part.partition for part in taken}
+        assert consumer.position(Partition(topic, 1)) == 0
+        consumer.resume([Partition(topic, 1)])
+        assert any(part.partition == 1 for part in take_until(consumer, COUNT))
 
 
 def test_each_of_several_processes_reads_a_share(broker: TestBroker, topic: str) -> None:
@@ -135,8 +157,7 @@ def test_each_of_several_processes_reads_a_share(broker: TestBroker, topic: str)
         for messages in read_until(reader, rest):
             found[messages.partition] += [int(value or b"") for value in messages.values]
         assert reader.positions() == dict.fromkeys(beginning(topic), COUNT)
-        reader.pause(beginning(topic))
-        reader.resume([Partition(topic, 2)])
+        reader.leave_out([Partition(topic, 0), Partition(topic, 1)])
         assert reader.poll(0.1) == []
     assert found == {number: list(range(COUNT)) for number in range(PARTITIONS)}
 

@@ -11,7 +11,7 @@ from typing import Any
 from kafka import KafkaAdminClient, TopicPartition
 
 from tests.support.kafka_broker import TestBroker
-from tidemill.pipelines.io.kafka.client import Partition
+from tidemill.pipelines.io.kafka.client import Consumer, Partition
 from tidemill.pipelines.io.kafka.connection import Connection, Mechanism, Sasl, Tls
 from tidemill.pipelines.io.kafka.reader import Reader
 from tidemill.pipelines.io.messages import Messages
@@ -78,6 +78,16 @@ def read_until(reader: Reader, count: int, wait_s: float = WAIT_S) -> list[Messa
         assert time.monotonic() < deadline_s, f"only {sum(map(len, polled))} of {count} messages"
         polled += reader.poll(0.2)
     return polled
+
+
+def take_until(consumer: Consumer, count: int, wait_s: float = WAIT_S) -> list[Messages]:
+    """Take from a client until there are so many messages, and not longer than a deadline."""
+    taken: list[Messages] = []
+    deadline_s = time.monotonic() + wait_s
+    while sum(map(len, taken)) < count:
+        assert time.monotonic() < deadline_s, f"only {sum(map(len, taken))} of {count} messages"
+        taken += consumer.take(0.2, count).messages
+    return taken
 
 
 def settled(reader: Reader) -> dict[Partition, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from random import Random
 
 import pytest
@@ -14,12 +15,14 @@ from tests.pipelines.io.kafka.cluster import (
     offsets,
     read_to,
     read_until,
+    take_until,
     values,
 )
 from tests.pipelines.io.kafka.conftest import NewReader
 from tests.support.kafka_broker import TestBroker
 from tidemill.features.errors import InputError, NoSuchTopic
-from tidemill.pipelines.io.kafka.client import Ends, Partition
+from tidemill.pipelines.io.kafka.client import Client, Ends, Partition
+from tidemill.pipelines.io.kafka.connection import Connection
 from tidemill.pipelines.io.kafka.reader import Reader
 from tidemill.pipelines.io.kafka.writer import Writer
 
@@ -165,7 +168,7 @@ def test_a_new_assignment_reads_every_partition_from_where_it_says(
     assert reader.poll(0.2) == []
 
 
-def test_paused_partitions_keep_their_position_and_others_go_on(
+def test_a_partition_that_is_left_out_keeps_its_position_and_others_go_on(
     broker: TestBroker, reader: Reader, writer: Writer
 ) -> None:
     topic = new_topic(broker, 2)
@@ -175,15 +178,34 @@ def test_paused_partitions_keep_their_position_and_others_go_on(
     writer.flush()
     reader.assign({zero: 0, one: 0})
     first = reader.poll(5.0, max_bytes=1)
-    paused = Partition(topic, first[0].partition)
-    other = one if paused == zero else zero
-    reader.pause([paused])
+    left_out = Partition(topic, first[0].partition)
+    other = one if left_out == zero else zero
+    reader.leave_out([left_out])
     rest = read_to(reader, {other: 10})
     assert {messages.partition for messages in rest} == {other.partition}
     assert reader.poll(0.3) == []
-    assert reader.positions() == {paused: 1, other: 10}
-    reader.resume([paused])
-    assert offsets(read_until(reader, 9)) == [(paused.partition, at) for at in range(1, 10)]
+    assert reader.positions() == {left_out: 1, other: 10}
+    reader.leave_out([])
+    assert offsets(read_until(reader, 9)) == [(left_out.partition, at) for at in range(1, 10)]
+
+
+def test_a_client_gives_nothing_of_a_paused_partition(
+    broker: TestBroker, client: Client, connection: Connection, writer: Writer
+) -> None:
+    """As a reader pauses a partition whose position is lost."""
+    topic = new_topic(broker, 2)
+    zero, one = Partition(topic, 0), Partition(topic, 1)
+    for number in range(20):
+        writer.send(topic, number % 2, None, b"%d" % number)
+    writer.flush()
+    with closing(client.consumer(connection)) as consumer:
+        consumer.assign({zero: 0, one: 0})
+        consumer.pause([zero])
+        assert offsets(take_until(consumer, 10)) == [(1, at) for at in range(10)]
+        assert consumer.take(0.3, 100).messages == []
+        assert (consumer.position(zero), consumer.position(one)) == (0, 10)
+        consumer.resume([zero])
+        assert offsets(take_until(consumer, 10)) == [(0, at) for at in range(10)]
 
 
 def test_offsets_at_a_time(broker: TestBroker, reader: Reader, writer: Writer) -> None:
