@@ -18,7 +18,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import postgresql_server
+from tests.support import beam_memo, postgresql_server
 from tests.support.kafka_broker import TestBroker
 from tests.support.no_skips import (  # noqa: F401
     pytest_make_collect_report,
@@ -36,6 +36,8 @@ sys.dont_write_bytecode = False
 
 # As the command line does, before a test's module imports Feast.
 leave_out_checks()
+
+beam_memo.remember()
 
 # Two cores are shared with engines and compilers: how long an example takes decides nothing.
 settings.register_profile(

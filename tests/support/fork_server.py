@@ -15,11 +15,13 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tests.support import beam_memo
 from tidemill.pipelines.commands.cli import main
 from tidemill.pipelines.commands.feast_import import leave_out_checks
 
 # The server imports this module first.
 leave_out_checks()
+beam_memo.remember()
 
 IMPORTED: Final = (
     "tests.support.fork_server",
