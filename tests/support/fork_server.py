@@ -27,6 +27,7 @@ IMPORTED: Final = (
     "tests.support.fork_server",
     "feast.infra.registry.sql",
     "tests.support.killed_command",
+    "tests.support.loaded_kernel",
     "tests.support.killed_stream",
     "tidemill.pipelines.commands.backfill",
     "tidemill.pipelines.commands.status",
