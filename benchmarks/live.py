@@ -108,7 +108,9 @@ def latency(
     folder: Path, broker: TestBroker, engine: str, mode: str, rate: int, seconds: float
 ) -> list[Figure]:
     """Measure the latency of a steady stream."""
-    project = LiveProject(folder, broker, engine, mode, savepoint_every="10s", sinks=True)
+    project = LiveProject(
+        folder, broker, engine, mode, savepoint_every="10s", sinks=True, alone=True
+    )
     project.run("backfill")
     with project.streaming() as process:
         project.produce(10, 5)
@@ -214,7 +216,7 @@ def sustained(
         rows: The rows of its topics.
         sinks: Whether predictions also go to a topic.
     """
-    project = LiveProject(folder, broker, engine, savepoint_every="10s", sinks=sinks)
+    project = LiveProject(folder, broker, engine, savepoint_every="10s", sinks=sinks, alone=True)
     project.run("backfill")
     with load(project, 0, rows) as producing:
         assert producing.wait() == 0
@@ -244,7 +246,7 @@ def large_messages(
     folder: Path, broker: TestBroker, form: str, rows: int, kernel: float
 ) -> list[Figure]:
     """Measure how fast a stream takes messages of many rows, and writes answers to files."""
-    project = LiveProject(folder, broker, savepoint_every="10s", format=form)
+    project = LiveProject(folder, broker, savepoint_every="10s", format=form, alone=True)
     project.run("backfill")
     with load(project, 0, rows, LARGE_ROWS) as producing:
         assert producing.wait() == 0

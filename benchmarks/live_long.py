@@ -103,7 +103,13 @@ def watching(pid: int, every_s: float) -> Iterator[Watch]:
 def soak(given: argparse.Namespace, folder: Path, broker: TestBroker) -> list[Figure]:
     """Let a stream run for long at a rate."""
     project = LiveProject(
-        folder, broker, given.engine, savepoint_every="10s", sinks=True, ago=given.filled + 2
+        folder,
+        broker,
+        given.engine,
+        savepoint_every="10s",
+        sinks=True,
+        ago=given.filled + 2,
+        alone=True,
     )
     project.run("backfill")
     seconds = given.minutes * 60
@@ -261,7 +267,13 @@ class Behind:
 def catch_up(given: argparse.Namespace, folder: Path, broker: TestBroker) -> list[Figure]:
     """Let a stream catch up with what has come while it stood still, and with what comes."""
     project = LiveProject(
-        folder, broker, given.engine, savepoint_every="10s", sinks=True, ago=given.standstill + 2
+        folder,
+        broker,
+        given.engine,
+        savepoint_every="10s",
+        sinks=True,
+        ago=given.standstill + 2,
+        alone=True,
     )
     project.run("backfill")
     now_us = time.time_ns() // 1_000

@@ -12,7 +12,6 @@ import os
 import queue
 import random
 import signal
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ from kafka import KafkaProducer
 
 from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
-from tests.support.live_project import LiveProject
+from tests.support.live_project import LiveProject, Program
 from tests.support.redis_server import RedisServer
 from tests.support.stream_outputs import table_in
 from tests.support.topics import committed
@@ -114,7 +113,7 @@ class FaultRun:
         self._folder, self._say, self._rate = folder, say, rate
         self._ended: list[str] = []
         self._noticed: list[float] = []
-        self._stream: subprocess.Popen[bytes] | None = None
+        self._stream: Program | None = None
 
     @contextmanager
     def running(self) -> Iterator[FaultRun]:

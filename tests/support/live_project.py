@@ -94,6 +94,10 @@ def instant(time_us: int) -> str:
     return f"{np.datetime64(time_us, 'us')}Z"
 
 
+Program = subprocess.Popen[bytes] | fork_server.Started
+"""A stream or a proof that runs."""
+
+
 @dataclass
 class LiveProject:
     """A folder with a project, its histories, and topics on a broker.
@@ -111,6 +115,8 @@ class LiveProject:
         format: The format of the messages of the sources; `produce` makes JSON.
         shards: How many shards each view has.
         ago: How many minutes ago the histories end.
+        alone: Whether streams and proofs are processes of nothing but their own, which import all
+            anew: benchmarks measure these.
     """
 
     folder: Path
@@ -125,6 +131,7 @@ class LiveProject:
     format: str = "json"
     shards: int = 2
     ago: float = 2
+    alone: bool = False
     sent: dict[str, int] = field(default_factory=lambda: {"payments": 0, "checks": 0})
 
     def __post_init__(self) -> None:
@@ -231,20 +238,12 @@ class LiveProject:
         assert found is not None
         return int(found[1].replace(",", ""))
 
-    def start_proof(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def start_proof(self, *arguments: str) -> Program:
         """Start `tidemill verify --follow`; whoever calls this ends it."""
-        with (self.folder / "proof.log").open("ab") as log:
-            return subprocess.Popen(
-                self._command(("verify", "--follow", *arguments)),
-                cwd=self.folder,
-                env=self._environment(),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        return self._start("proof.log", "verify", "--follow", *arguments)
 
     @contextmanager
-    def proving(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    def proving(self, *arguments: str) -> Iterator[Program]:
         """Run `tidemill verify --follow`, and end it by SIGTERM: it must have found nothing."""
         process = self.start_proof(*arguments)
         try:
@@ -258,7 +257,7 @@ class LiveProject:
                 process.wait()
 
     @contextmanager
-    def streaming(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    def streaming(self, *arguments: str) -> Iterator[Program]:
         """Run `tidemill stream`; it is killed if it still runs when the block ends."""
         process = self.start_stream(*arguments)
         try:
@@ -268,27 +267,25 @@ class LiveProject:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
-    def start_stream(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def start_stream(self, *arguments: str) -> Program:
         """Start `tidemill stream`; whoever calls this ends it."""
-        with (self.folder / "stream.log").open("ab") as log:
+        return self._start("stream.log", "stream", *arguments)
+
+    def _start(self, log: str, *arguments: str) -> Program:
+        if not self.alone:
+            return fork_server.Started(arguments, self.folder, self.folder / log)
+        code = "import sys; from tidemill.pipelines.commands.cli import main; sys.exit(main())"
+        with (self.folder / log).open("ab") as file:
             return subprocess.Popen(
-                self._command(("stream", *arguments)),
+                [sys.executable, "-c", code, *arguments],
                 cwd=self.folder,
-                env=self._environment(),
-                stdout=log,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
 
-    def _command(self, arguments: Sequence[str]) -> list[str]:
-        code = "import sys; from tidemill.pipelines.commands.cli import main; sys.exit(main())"
-        return [sys.executable, "-c", code, *arguments]
-
-    @staticmethod
-    def _environment() -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def drain(self, process: subprocess.Popen[bytes]) -> None:
+    def drain(self, process: Program) -> None:
         """Stop a stream with SIGTERM, and check that it says so."""
         process.send_signal(signal.SIGTERM)
         status = process.wait(timeout=180)
@@ -312,9 +309,7 @@ class LiveProject:
             return 0
         return OutputFolder(stream_of(self.folder / "run") / "predictions").count()
 
-    def wait_for(
-        self, answered: int, process: subprocess.Popen[bytes], within_s: float = 240
-    ) -> None:
+    def wait_for(self, answered: int, process: Program, within_s: float = 240) -> None:
         """Wait until so many requests are answered."""
         deadline = time.monotonic() + within_s
         while len(self.predictions()) < answered:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Final
 
 from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
-from tests.support.live_project import LiveProject
+from tests.support.live_project import LiveProject, Program
 from tests.support.stream_outputs import rows_in
 from tests.support.topics import committed
 from tidemill.pipelines.run.summary import read_summary
@@ -34,7 +33,7 @@ def once(project: LiveProject) -> Counter[str]:
     return Counter(f"checks-{n}" for n in range(project.sent["checks"]))
 
 
-def wait_for_messages(project: LiveProject, count: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_messages(project: LiveProject, count: int, process: Program) -> None:
     """Wait until so many predictions are committed."""
     deadline = time.monotonic() + 180
     while len(committed(project, "predictions")) < count:
