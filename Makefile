@@ -15,7 +15,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo demo-live test coverage bench faults soak lint docs prism kafka lock clean venv
+.PHONY: demo demo-live test coverage bench faults soak lint docs prism kafka kernel lock clean venv
 ARGS ?=
 
 VENV := .venv
@@ -23,6 +23,8 @@ BIN := $(VENV)/bin
 # Touched when what `make demo` needs is installed, and when all the rest is too.
 RUN := $(VENV)/.run
 DEVELOP := $(VENV)/.develop
+# Touched when the modules that tests import are compiled.
+COMPILED := $(VENV)/.compiled
 UV_VERSION := $(shell sed -n 's/^uv==\([^ ]*\).*/\1/p' locks/installer.lock)
 UV := .tidemill/uv-$(UV_VERSION)/bin/uv
 ROOMS := features serving pipelines examples
@@ -43,10 +45,21 @@ demo-live: $(RUN)
 # cores, and at most 4, since each takes 1 to 2 GiB.
 WORKERS := $(shell cores=$$(nproc 2> /dev/null || echo 2); echo $$(( cores < 4 ? cores + 1 : 4 )))
 
-# The kernel is compiled before the tests, which would all wait for it or compile it once each.
-test: lint prism kafka
-	$(BIN)/python -c "from tidemill.features.kernel.compilation import compile_kernel; compile_kernel()"
+# What needs one core alone is done beside the rest.
+test: venv
+	@$(MAKE) --no-print-directory --jobs 4 --output-sync=target lint prism kafka kernel $(COMPILED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Before the tests, which would all wait for it or compile it once each.
+kernel: venv
+	@$(BIN)/python -c "from tidemill.features.kernel.compilation import compile_kernel; compile_kernel()"
+
+# A fresh environment has no compiled modules. All processes of the tests begin at once, and each
+# would compile every module by itself. What fails here fails in the tests, and is shown there.
+$(COMPILED): $(DEVELOP)
+	@$(BIN)/python -m pytest --collect-only --quiet -p no:cacheprovider > /dev/null || true
+	@env -u PYTHONDONTWRITEBYTECODE TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -c "import tensorflow_transform"
+	@touch $@
 
 # Not part of `make test`, since counting lines slows Python down.
 coverage: override ARGS += --cov=features --cov=serving --cov=pipelines --cov=tidemill/testing --cov-report=term
