@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -274,6 +275,30 @@ class TopicProject:
     savepoint_every_us: int = 10 * SECOND
     quiet_us: int = 2 * SECOND
     joiners: int = 1
+
+    @classmethod
+    def of_now(
+        cls,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        ago_us: int = 2 * MINUTE,
+        now_us: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """Return a project whose topics are installed, and whose files end shortly before now.
+
+        Args:
+            folder: Where its files are.
+            monkeypatch: Installs the topics.
+            ago_us: How long before now, to the minute, the files end.
+            now_us: The instant that is now; None for that of the clock.
+            options: Its other attributes.
+        """
+        topics = MemoryTopics()
+        topics.install(monkeypatch)
+        now_us = (now_us or time.time_ns() // 1_000) // MINUTE * MINUTE
+        return cls(folder, topics, begin_us=now_us - ago_us - HOUR, **options)
 
     def __post_init__(self) -> None:
         self.until_us = self.until_us or self.begin_us + HOUR

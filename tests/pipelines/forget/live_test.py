@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from tests.support.memory_topics import NAMES, MemoryTopics, TopicProject
+from tests.support.memory_topics import NAMES, TopicProject
 from tests.support.searched import where_found
 from tests.support.stream_outputs import rows_in
 from tidemill.features.contract import HOUR, MINUTE, SECOND
@@ -72,16 +71,12 @@ def power(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-def shop(folder: Path, monkeypatch: pytest.MonkeyPatch, begin_us: int) -> Shop:
-    topics = MemoryTopics()
-    topics.install(monkeypatch)
-    project = Shop(
-        folder / "shop",
-        topics,
-        begin_us=begin_us,
-        poll_rows=50,
+def shop(folder: Path, monkeypatch: pytest.MonkeyPatch, now_us: int | None = None) -> Shop:
+    """Return a shop whose files end an hour before now, and are built."""
+    project = Shop.of_now(
+        folder / "shop", monkeypatch, ago_us=HOUR, now_us=now_us, poll_rows=50,
         archive=Archive(folder / "archive"),
-    )
+    )  # fmt: skip
     backfill(project.config(), QuietProgress())
     return project
 
@@ -95,8 +90,7 @@ def proven(project: Shop) -> dict[str, Any]:
 def test_a_stream_goes_on_without_a_forgotten_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = time.time_ns() // 1_000 // MINUTE * MINUTE
-    project = shop(tmp_path, monkeypatch, now - 2 * HOUR)
+    project = shop(tmp_path, monkeypatch)
     project.send(project.until_us, steps=60, every_us=30 * SECOND)
     project.stream(monkeypatch)
     root = project.config().root
@@ -119,8 +113,7 @@ def test_a_stream_goes_on_without_a_forgotten_card(
 def test_what_follows_a_stream_in_eager_mode_goes_on_from_where_that_has_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = time.time_ns() // 1_000 // MINUTE * MINUTE
-    project = shop(tmp_path, monkeypatch, now - 2 * HOUR)
+    project = shop(tmp_path, monkeypatch)
     project.send(project.until_us, steps=40, every_us=30 * SECOND)
     project.stream(monkeypatch, mode="eager")
     answered = ids_of(project)
@@ -163,8 +156,7 @@ def followed(project: Shop) -> int:
 def test_a_stream_that_was_killed_goes_on_without_a_forgotten_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = time.time_ns() // 1_000 // MINUTE * MINUTE
-    project = shop(tmp_path, monkeypatch, now - 2 * HOUR)
+    project = shop(tmp_path, monkeypatch)
     project.archive, project.joiners = None, 2
     project.send(project.until_us, steps=40, every_us=30 * SECOND)
 
@@ -205,7 +197,7 @@ def _twice(project: Shop) -> int:
 def test_polls_rejected_records_and_the_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = shop(tmp_path, monkeypatch, 1_700_092_800 * SECOND - 2 * HOUR)
+    project = shop(tmp_path, monkeypatch, 1_700_092_800 * SECOND)
     for hours in (0.1, 2, 26):
         project.now_us = project.until_us + round(hours * HOUR)
         project.send(project.now_us, steps=12)

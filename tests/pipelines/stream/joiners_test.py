@@ -26,7 +26,7 @@ from tests.pipelines.recovery.handoff_test import (
 from tests.pipelines.recovery.handoff_test import made as made_root
 from tests.pipelines.recovery.handoff_test import run as run_stream
 from tests.support.folders import stream_of
-from tests.support.memory_topics import MemoryTopics, TopicProject
+from tests.support.memory_topics import TopicProject
 from tests.support.proof_run import score_without_models
 from tests.support.streaming_project import (
     PARTITIONS,
@@ -38,7 +38,7 @@ from tests.support.streaming_project import (
     random_polls,
     random_rows,
 )
-from tidemill.features.contract import HOUR, MINUTE, SECOND
+from tidemill.features.contract import MINUTE, SECOND
 from tidemill.features.errors import StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
@@ -228,13 +228,9 @@ def test_a_live_stream_with_joiners_is_resumed_and_proven_while_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follow_module, "_IDLE_S", 0.0)
-    topics = MemoryTopics()
-    topics.install(monkeypatch)
-    now = time.time_ns() // 1_000 // MINUTE * MINUTE
-    project = TopicProject(
-        tmp_path / "shop", topics, partitions=4, joiners=3,
-        begin_us=now - HOUR - 2 * MINUTE, savepoint_every_us=SECOND // 4,
-    )  # fmt: skip
+    project = TopicProject.of_now(
+        tmp_path / "shop", monkeypatch, partitions=4, joiners=3, savepoint_every_us=SECOND // 4
+    )
     backfill(project.config(), QuietProgress())
     rounds: list[Any] = []
 

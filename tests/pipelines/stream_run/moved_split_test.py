@@ -49,11 +49,8 @@ def answers(project: TopicProject) -> dict[str, dict[str, Any]]:
 def test_a_stream_that_begins_amid_a_backlog_answers_as_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    topics = MemoryTopics()
-    topics.install(monkeypatch)
-    now = time.time_ns() // 1_000 // MINUTE * MINUTE
-    project = TopicProject(
-        tmp_path / "shop", topics, begin_us=now - 2 * HOUR, poll_rows=4,
+    project = TopicProject.of_now(
+        tmp_path / "shop", monkeypatch, ago_us=HOUR, poll_rows=4,
         archive=Archive(tmp_path / "archive"),
     )  # fmt: skip
     backfill(project.config(), QuietProgress())

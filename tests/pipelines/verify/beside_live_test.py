@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.memory_topics import MemoryTopics, TopicProject
-from tidemill.features.contract import HOUR, MINUTE, SECOND
+from tests.support.memory_topics import TopicProject
+from tidemill.features.contract import SECOND
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.recovery import republish as republish_module
 from tidemill.pipelines.recovery.handoff import last_states
@@ -23,15 +23,7 @@ from tidemill.pipelines.verify.verify import verify
 def test_what_no_savepoint_has_sealed_is_no_mismatch_and_savepoints_may_be_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    topics = MemoryTopics()
-    topics.install(monkeypatch)
-    now = time.time_ns() // 1_000 // MINUTE * MINUTE
-    project = TopicProject(
-        tmp_path / "shop",
-        topics,
-        begin_us=now - HOUR - 2 * MINUTE,
-        savepoint_every_us=SECOND,
-    )
+    project = TopicProject.of_now(tmp_path / "shop", monkeypatch, savepoint_every_us=SECOND)
     backfill(project.config(), QuietProgress())
     found: list[dict[str, Any]] = []
     replaced: list[bool] = []

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.memory_topics import MemoryTopics, TopicProject
-from tidemill.features.contract import HOUR, MINUTE, SECOND
+from tests.support.memory_topics import TopicProject
+from tidemill.features.contract import SECOND
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.recovery.savepoints import Savepoint
 from tidemill.pipelines.run.progress import QuietProgress
@@ -19,15 +19,8 @@ from tidemill.pipelines.verify.verify import verify
 def test_a_stream_that_has_answered_nothing_is_proven(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    topics = MemoryTopics()
-    topics.install(monkeypatch)
-    now = time.time_ns() // 1_000 // MINUTE * MINUTE
-    project = TopicProject(
-        tmp_path / "shop",
-        topics,
-        begin_us=now - HOUR - 2 * MINUTE,
-        partitions=4,
-        savepoint_every_us=SECOND // 4,
+    project = TopicProject.of_now(
+        tmp_path / "shop", monkeypatch, partitions=4, savepoint_every_us=SECOND // 4
     )
     backfill(project.config(), QuietProgress())
     assert verify(project.config(), QuietProgress(), sample=0)["mismatches"] == 0

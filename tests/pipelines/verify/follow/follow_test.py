@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.folders import made_root
-from tests.support.memory_topics import PROJECT, MemoryTopics, TopicProject, instant
-from tidemill.features.contract import DAY, HOUR, MINUTE, SECOND
+from tests.support.memory_topics import PROJECT, TopicProject, instant
+from tidemill.features.contract import DAY, MINUTE, SECOND
 from tidemill.features.errors import Locked, StateError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
@@ -44,12 +44,7 @@ ONCE = FollowOptions(once=True)
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TopicProject:
     """A project whose sources go on in topics, with its history."""
-    topics = MemoryTopics()
-    topics.install(monkeypatch)
-    now = time.time_ns() // 1_000 // MINUTE * MINUTE
-    return TopicProject(
-        tmp_path / "shop", topics, begin_us=now - HOUR - 2 * MINUTE, savepoint_every_us=SECOND // 2
-    )
+    return TopicProject.of_now(tmp_path / "shop", monkeypatch, savepoint_every_us=SECOND // 2)
 
 
 def once(config: Configuration, **options: Any) -> list[Step]:
