@@ -26,7 +26,6 @@ from tidemill.pipelines.ingest.live_records import (
     LiveRecord,
     LiveRecords,
     read_live_records,
-    read_mended_ids,
 )
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.holder import root_id
@@ -73,12 +72,10 @@ def export_dead_letters(
     read_dead_letters(sink, letters, progress)
     if not letters.root:
         raise InputError(_whose(config, sink, letters))
-    live, mended = LiveRecords(), frozenset[str]()
-    if letters.root == at_hand:
-        live, mended = read_live_records(config), read_mended_ids(config)
-    figures = _write(config, progress, letters, live, mended)
+    live = read_live_records(config) if letters.root == at_hand else LiveRecords()
+    figures = _write(config, progress, letters, live)
     _say_others(config, progress, letters)
-    unknown = letters.letters.keys() - live.rejected.keys() - mended
+    unknown = letters.letters.keys() - live.rejected.keys() - live.mended
     if letters.root == at_hand and unknown:
         progress.say(
             f"{len(unknown):,} of the records are not in the live log of {config.root}: what is "
@@ -106,7 +103,6 @@ def _write(
     progress: Progress,
     letters: DeadLetters,
     live: LiveRecords,
-    mended: frozenset[str],
 ) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     by_source: dict[str, list[tuple[str, DeadLetter]]] = {}
@@ -115,7 +111,7 @@ def _write(
     for source in sorted(by_source.keys() & config.sources.keys()):
         lines, counts = list[str](), Counter[str]()
         for id, letter in sorted(by_source[source], key=lambda one: one[1].order):
-            if id in mended:
+            if id in live.mended:
                 counts["mended_before"] += 1
             elif letter.left_out is not None:
                 counts["without_payload"] += 1

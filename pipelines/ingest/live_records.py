@@ -45,40 +45,20 @@ class LiveRecords:
         accepted: Those that were mended and are rows now, with the mended message.
         waiting: Mended messages that no stream has judged yet, by the id of their record.
         payloads: The bytes of the accepted ones as they came.
+        mended: The ids of all that were mended, and are rows now or wait; also of those that are in
+            no file of rejected records any more.
     """
 
     rejected: Mapping[str, LiveRecord] = field(default_factory=dict)
     accepted: Mapping[str, MendedMessage] = field(default_factory=dict)
     waiting: Mapping[str, MendedMessage] = field(default_factory=dict)
     payloads: Mapping[str, bytes] = field(default_factory=dict)
+    mended: frozenset[str] = frozenset()
 
     def payload(self, name: str) -> bytes | None:
         """Return the bytes of a record as they came; None if it is not known."""
         known = self.rejected.get(name)
         return self.payloads.get(name) if known is None else known.record["payload"]
-
-
-def read_mended_ids(config: Configuration) -> frozenset[str]:
-    """Return the ids of records that were mended: rows of the log now, or waiting for the stream.
-
-    A record is among them also if it is in no file of rejected records any more.
-
-    Raises:
-        StateError: The live log is damaged.
-        DamagedFile: A file of it, or of mended records, is damaged.
-    """
-    if not (config.is_live and (config.root / CURRENT).exists()):
-        return frozenset()
-    judged: set[tuple[str, int]] = set()
-    mended: set[str] = set()
-    # What waits is read first: then each message that is judged meanwhile is in one of the two.
-    stored = [(one.record, one.replay) for one in read_mended(config.root)]
-    for table in mended_outcomes(LiveLog(config.current.folder / LIVE, config.project)):
-        for row in table.select(["record", "replay", "reason"]).to_pylist():
-            judged.add((row["record"], row["replay"]))
-            if not row["reason"]:
-                mended.add(row["record"])
-    return frozenset(mended | {one for one, replay in stored if (one, replay) not in judged})
 
 
 def read_live_records(config: Configuration) -> LiveRecords:
@@ -91,7 +71,9 @@ def read_live_records(config: Configuration) -> LiveRecords:
     if not (config.is_live and (config.root / CURRENT).exists()):
         return LiveRecords()
     live = LiveLog(config.current.folder / LIVE, config.project)
-    # What becomes of records is read first: then each of these records is among those that follow.
+    # What waits is read first: then each message that is judged meanwhile is in one of the two.
+    mended = {(one.record, one.replay): one for one in read_mended(config.root)}
+    # What became of records is read before them: then each is among those that follow.
     outcomes = [row for table in mended_outcomes(live) for row in table.to_pylist()]
     found: dict[str, LiveRecord] = {}
     for table in rejected_records(live):
@@ -108,7 +90,9 @@ def read_live_records(config: Configuration) -> LiveRecords:
                     tuple((one["name"], one["value"]) for one in headers),
                     types=types,
                 )
-    mended = {(one.record, one.replay): one for one in read_mended(config.root)}
+    judged = {(row["record"], row["replay"]) for row in outcomes}
+    ids = {row["record"] for row in outcomes if not row["reason"]}
+    ids |= {name for name, replay in mended if (name, replay) not in judged}
     accepted: dict[str, MendedMessage] = {}
     payloads: dict[str, bytes] = {}
     for row in outcomes:
@@ -128,4 +112,4 @@ def read_live_records(config: Configuration) -> LiveRecords:
             before, record={**before.record, **newest}, replays=before.replays + 1
         )
     waiting = {name: one for (name, _), one in mended.items() if name in found}
-    return LiveRecords(found, accepted, waiting, payloads)
+    return LiveRecords(found, accepted, waiting, payloads, frozenset(ids))

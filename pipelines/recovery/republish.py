@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -67,7 +67,7 @@ from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.serving.generations.current import Current
 from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.database import OnlineDatabase
-from tidemill.serving.online.fills import Fill
+from tidemill.serving.online.fills import Fill, PartState
 from tidemill.serving.online.parcels import in_chunks, parcels_of
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.registry.registration import open_store
@@ -226,12 +226,10 @@ def _is_behind(
     It is where its frontier is, and where its mark is of an earlier release with that frontier,
     which a republication beside the stream has written.
     """
-    fills = list(run.fills.values())
-    for fill, states in zip(fills, database.part_states(fills), strict=True):
-        for part, state in enumerate(states):
-            release = last.get((fill.space.view, part // fill.slices))
-            if release is None:
-                continue
+    for place, slices in _slices(database, run):
+        if (release := last.get(place)) is None:
+            continue
+        for state in slices:
             reached_us = TIME_MIN if state.frontier_us is None else state.frontier_us
             mark = None if state.mark is None else state.mark.hex()
             frontier_us = int(release["frontier_us"])
@@ -334,15 +332,25 @@ def frontiers_of(database: OnlineDatabase, run: RunFills) -> dict[tuple[str, int
 
     A shard of which a slice has no frontier is left out.
     """
-    fills = list(run.fills.values())
     found = {}
+    for place, slices in _slices(database, run):
+        known = [state.frontier_us for state in slices if state.frontier_us is not None]
+        if len(known) == len(slices):
+            found[place] = min(known)
+    return found
+
+
+def _slices(
+    database: OnlineDatabase, run: RunFills
+) -> Iterator[tuple[tuple[str, int], Sequence[PartState]]]:
+    """Yield view and shard, and how far each of its slices is, of all that a run writes."""
+    fills = list(run.fills.values())
     for fill, states in zip(fills, database.part_states(fills), strict=True):
         for shard in range(fill.shards):
-            slices = states[shard * fill.slices : (shard + 1) * fill.slices]
-            known = [state.frontier_us for state in slices if state.frontier_us is not None]
-            if len(known) == fill.slices:
-                found[fill.space.view, shard] = min(known)
-    return found
+            yield (
+                (fill.space.view, shard),
+                states[shard * fill.slices : (shard + 1) * fill.slices],
+            )
 
 
 def entities_in(config: Configuration) -> EntitiesOf:
