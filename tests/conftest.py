@@ -50,26 +50,33 @@ settings.register_profile(
 settings.load_profile("tidemill")
 
 
-# They take a minute or more each. A worker of pytest-xdist takes whole files in this order: one of
-# them at the end would leave the other workers without work.
+# They take half a minute or more each. A worker of pytest-xdist takes whole files in this order: one
+# of them at the end would leave the other workers without work. One of each three waits for others
+# most of its time, so that three workers keep two cores busy.
 LONGEST = (
     "tests/pipelines/stream_run/live_test.py",
-    "tests/pipelines/recovery/republish_test.py",
     "tests/pipelines/history/corrections_test.py",
     "tests/pipelines/recovery/two_streams_test.py",
+    "tests/pipelines/stream_run/live_faults_test.py",
+    "tests/benchmarks/benchmarks_test.py",
     "tests/pipelines/training/version_test.py",
+    "tests/pipelines/stream_run/kafka_sink_test.py",
     "tests/pipelines/commands/demo_test.py",
     "tests/packaging/wheel_test.py",
-    "tests/benchmarks/benchmarks_test.py",
-    "tests/pipelines/stream_run/kafka_sink_test.py",
+    "tests/pipelines/forget/topics_test.py",
+    "tests/pipelines/recovery/killed_fill_test.py",
+    "tests/pipelines/recovery/republish_test.py",
+    "tests/pipelines/stream_run/replay_live_test.py",
     "tests/pipelines/recovery/handoff_test.py",
+    "tests/pipelines/stream/cuttings_test.py",
+    "tests/pipelines/stream_run/disorder_test.py",
     "tests/pipelines/publish/store_faults_test.py",
     "tests/pipelines/commands/faults_test.py",
+    "tests/pipelines/commands/init_kafka_test.py",
     "tests/pipelines/forget/replay_test.py",
     "tests/pipelines/verify/follow/follower_test.py",
+    "tests/pipelines/telemetry/live_telemetry_test.py",
     "tests/pipelines/verify/unfinished_test.py",
-    "tests/pipelines/recovery/killed_fill_test.py",
-    "tests/pipelines/stream/cuttings_test.py",
     "tests/pipelines/history/builds_test.py",
 )
 

@@ -110,7 +110,7 @@ def test_the_readme_works_as_written(shell: Shell) -> None:
     stream = shell.start("tidemill", "stream")
     assert re.match(r"451 messages sent", shell.run("python", "produce.py", "--seconds", "3"))
     producer = KafkaProducer(bootstrap_servers=address)
-    producer.send("tiny_shop-orders", b"this is no order").get(timeout=30)
+    producer.send("tiny_shop-orders", b"this is no order").get(timeout=60)
     producer.close()
     deadline_s = time.monotonic() + 90
     while answered(folder) < len(wanted):

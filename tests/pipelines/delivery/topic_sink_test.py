@@ -198,7 +198,7 @@ def test_an_open_transaction_of_another_writer_is_waited_for_and_named(broker: T
     other = KafkaProducer(bootstrap_servers=broker.bootstrap, transactional_id=f"o-{sink.topic}")
     other.init_transactions()
     other.begin_transaction()
-    other.send(sink.topic, b"another's").get(10)
+    other.send(sink.topic, b"another's").get(60)
     first.write(messages(2))
     first.close()
     second = TopicSink(PREDICTIONS, sink, f"writer-{sink.topic}")

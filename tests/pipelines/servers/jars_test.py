@@ -116,9 +116,9 @@ def test_two_that_fetch_at_once_both_get_whole_jars(
     together = threading.Barrier(2)
 
     def slow(wanted: Sequence[Jar], folder: Path) -> None:
-        together.wait(30)
+        together.wait(60)
         copied(real, wanted, folder)
-        together.wait(30)
+        together.wait(60)
 
     monkeypatch.setattr(jars, "fetch", slow)
     with ThreadPoolExecutor(2) as pool:

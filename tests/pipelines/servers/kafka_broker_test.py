@@ -33,7 +33,7 @@ def send(broker: TestBroker, topic: str, *values: bytes) -> None:
     producer = KafkaProducer(bootstrap_servers=broker.bootstrap)
     try:
         for sent in [producer.send(topic, value) for value in values]:
-            sent.get(timeout=30)
+            sent.get(timeout=60)
     finally:
         producer.close()
 
@@ -62,7 +62,7 @@ def test_a_message_goes_through_every_listener_with_both_clients(
 ) -> None:
     topic = broker.new_topic()
     producer = KafkaProducer(**broker.client(protocol, user))
-    producer.send(topic, b"hello").get(timeout=30)
+    producer.send(topic, b"hello").get(timeout=60)
     producer.close()
     consumer = Consumer(
         {
@@ -120,7 +120,7 @@ def test_a_broker_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
         assert started is not None
         time.sleep(1.0)  # between its start and its answer it is guarded too
         owner.kill()
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 60
     while started.is_alive():
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
@@ -168,9 +168,9 @@ def test_the_broker_keeps_records_of_any_age(broker: TestBroker) -> None:
     topic = broker.new_topic(segment_ms=1_000)
     producer = KafkaProducer(bootstrap_servers=broker.bootstrap)
     long_ago_ms = 1_357_000_000_000
-    producer.send(topic, b"2013", timestamp_ms=long_ago_ms).get(timeout=30)
+    producer.send(topic, b"2013", timestamp_ms=long_ago_ms).get(timeout=60)
     time.sleep(1.1)
-    producer.send(topic, b"2014", timestamp_ms=long_ago_ms + 31_536_000_000).get(timeout=30)
+    producer.send(topic, b"2014", timestamp_ms=long_ago_ms + 31_536_000_000).get(timeout=60)
     producer.close()
     time.sleep(1.5)  # the broker looks for old segments twice a second
     assert read(broker, topic) == [b"2013", b"2014"]
@@ -179,7 +179,7 @@ def test_the_broker_keeps_records_of_any_age(broker: TestBroker) -> None:
 def test_a_topic_that_asks_for_it_loses_its_oldest_records(broker: TestBroker) -> None:
     topic = broker.new_topic(retention_ms=1, segment_ms=1_000)
     send(broker, topic, b"gone")
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 60
     while read(broker, topic) != []:
         assert time.monotonic() < deadline_s
         time.sleep(0.2)

@@ -101,7 +101,7 @@ def test_kafka_and_redis_go_on_with_their_data_until_they_are_removed(
         admin.create_topics([NewTopic("kept", 1, 1)])
         admin.close()
         producer = KafkaProducer(bootstrap_servers=address)
-        producer.send("kept", b"1").get(timeout=30)
+        producer.send("kept", b"1").get(timeout=60)
         producer.close()
         client(other.port).set("kept", "1")
 
@@ -240,7 +240,7 @@ def test_an_up_that_was_killed_is_continued(folder: Path, port: int, program: Pa
     died = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
     assert died.returncode == -signal.SIGKILL
     left = recorded(folder)[REDIS]
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 60
     while left.is_alive():
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
@@ -250,7 +250,7 @@ def test_an_up_that_was_killed_is_continued(folder: Path, port: int, program: Pa
     assert started.process.send(signal.SIGSTOP)
     waker = subprocess.Popen(["/bin/sh", "-c", f"sleep 1; kill -CONT {started.pid}"])
     again = servers.start_redis(port, program)
-    waker.wait(30)
+    waker.wait(60)
     assert (again.pid, again.seconds) == (started.pid, None)
 
 

@@ -21,7 +21,7 @@ STUBBORN = ("/bin/sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 0.05; d
 
 
 def wait_for(path: Path, text: str) -> str:
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 60
     while not path.exists() or text not in path.read_text():
         assert time.monotonic() < deadline_s, f"{path} never held {text!r}"
         time.sleep(0.01)
@@ -29,7 +29,7 @@ def wait_for(path: Path, text: str) -> str:
 
 
 def is_gone(process: RunningProcess) -> bool:
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 60
     while process.is_alive():
         if time.monotonic() > deadline_s:
             return False
@@ -108,7 +108,7 @@ def test_the_status_of_another_child_with_the_number_is_left_to_its_owner() -> N
     child = subprocess.Popen(["/bin/sh", "-c", "exit 7"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert not RunningProcess(child.pid, "an earlier start").is_alive()
-    assert child.wait(30) == 7
+    assert child.wait(60) == 7
 
 
 def test_there_is_no_process_behind_a_number_that_is_free(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_guarded_process_dies_with_its_owner(tmp_path: Path, number: signal.Si
         server = running_process(int(owner.stdout.readline()))
         assert server is not None
         owner.send_signal(number)
-        owner.wait(30)
+        owner.wait(60)
     assert is_gone(server)
 
 

@@ -170,7 +170,7 @@ def test_server_that_does_not_answer_is_given_up_in_time(server: RedisServer) ->
     began_s = time.monotonic()
     with pytest.raises(StoreUnavailable, match=r"key space parcels__by_depot.* within 0\.2 s"):
         database.publish([_step(database, 1)])
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 15
     server.thaw()
     # The parcel may have arrived; writing it again, and later ones, does no harm.
     database.publish([_step(database, 1), _step(database, 2)])
