@@ -50,9 +50,9 @@ settings.register_profile(
 settings.load_profile("tidemill")
 
 
-# They take half a minute or more each. A worker of pytest-xdist takes whole files in this order: one
-# of them at the end would leave the other workers without work. One of each three waits for others
-# most of its time, so that three workers keep two cores busy.
+# They take half a minute or more each. A worker of pytest-xdist takes whole files in this order:
+# one of them at the end would leave the other workers without work. One of each three waits for
+# others most of its time, so that three workers keep two cores busy.
 LONGEST = (
     "tests/pipelines/stream_run/live_test.py",
     "tests/pipelines/history/corrections_test.py",
