@@ -17,7 +17,6 @@ import argparse
 import itertools
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import threading
@@ -38,7 +37,7 @@ from benchmarks.live import DISORDER_MS, Reader, load, proven
 from benchmarks.live_load import CARDS, PARTITIONS, REQUEST_EVERY, row_of
 from benchmarks.measure import AnswersDiffer, Figure, Report
 from tests.support.kafka_broker import TestBroker
-from tests.support.live_project import LiveProject, instant
+from tests.support.live_project import LiveProject, Program, instant
 from tests.support.topics import committed
 from tidemill.features.errors import TidemillError
 from tidemill.pipelines.config.configuration import load as load_configuration
@@ -298,9 +297,7 @@ def catch_up(given: argparse.Namespace, folder: Path, broker: TestBroker) -> lis
     ]
 
 
-def catching_up(
-    project: LiveProject, process: subprocess.Popen[bytes], rate: float
-) -> tuple[float, float]:
+def catching_up(project: LiveProject, process: Program, rate: float) -> tuple[float, float]:
     """Wait until a stream has taken what its topics have.
 
     Args:
