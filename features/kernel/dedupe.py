@@ -111,9 +111,9 @@ class PairSet:
         """Forget pairs older than ``time_us``, unless the set is too small to be worth it."""
         if self._count < self._forget_at:
             return
-        pairs, times = self.entries()
-        young = times >= time_us
-        self._rebuild(pairs[young], times[young], size=2 * int(young.sum()))
+        # A free slot is older than any instant.
+        young = np.flatnonzero(self._times >= max(time_us, TIME_MIN))
+        self._rebuild(self._table[young], self._times[young], size=2 * len(young))
         self._forget_at = max(FORGET_FROM, 2 * self._count)
 
     def entries(self) -> tuple[UInt64Array, Int64Array]:
@@ -125,8 +125,11 @@ class PairSet:
         slots = 256
         while slots < 2 * size:
             slots *= 2
-        self._table = np.zeros((slots, 2), np.uint64)
-        self._times = np.full(slots, _FREE, np.int64)
+        if slots == len(self._times):
+            self._times.fill(_FREE)  # the memory that is there costs less than new one
+        else:
+            self._table = np.empty((slots, 2), np.uint64)
+            self._times = np.full(slots, _FREE, np.int64)
         self._count = _insert_all(
             self._table,
             self._times,

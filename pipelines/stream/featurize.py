@@ -31,6 +31,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
+import tidemill.pipelines.io.coders  # noqa: F401 - Beam takes them from its registry
 from tidemill.features.definitions import Project
 from tidemill.pipelines.io.epochs import with_epoch
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
@@ -188,7 +189,7 @@ class _Operate(_OncePerKey):
                 releases += more
         logged += sum(release.events for release in releases)
         entries = [release.entry for release in releases if release.entry is not None]
-        if entries and operator_snapshot_due(logged, operator.state.n_tiles):
+        if entries and operator_snapshot_due(logged, *operator.sizes):
             log.clear()
             snapshot.write(operator.snapshot())
             logged = 0

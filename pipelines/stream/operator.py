@@ -443,6 +443,11 @@ class ShardOperator:
             moved=self.moved if is_logged else None,
         )
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many tiles it has, and how many events it remembers to recognize their repeats."""
+        return self.state.n_tiles, len(self.rows_seen)
+
     def snapshot(self) -> bytes:
         """Encode the kernel's state and the remembered rows."""
         return encode_snapshot(self.key, self.state, self.rows_seen)

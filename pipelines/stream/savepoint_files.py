@@ -71,7 +71,7 @@ class SavepointFiles:
         path = state_path(folder, operator.key)
         key, number = operator.key, operator.number
         total = self.events + self.new_events
-        if self.folder is None or base_due(total, operator.state.n_tiles, key.shard, key.shards):
+        if self.folder is None or base_due(total, *operator.sizes, key.shard, key.shards):
             self.base, self.pieces, self.events = _name(path, "base", number), [], 0
             write_state(folder / self.base, operator.snapshot())
         else:

@@ -6,24 +6,26 @@ from typing import Final, NamedTuple
 
 SNAPSHOT_EVENTS: Final = 50_000
 SNAPSHOT_TILES: Final = 4
-"""A snapshot is written when the log has more events than `SNAPSHOT_EVENTS`, and more than this for
-each tile. Then its cost, which grows with the state, is small beside that of the events."""
+"""A snapshot is written when the log has more events than `SNAPSHOT_EVENTS`, more than this for
+each tile, and more than half as many as are remembered. Then its cost, which grows with the state,
+is small beside that of the events."""
 JOINER_LOG_BYTES: Final = 4 * 2**20
 """The joining stage writes a snapshot when its log is larger than this and than twice the last
 snapshot."""
 
 
-def operator_snapshot_due(events: int, tiles: int) -> bool:
+def operator_snapshot_due(events: int, tiles: int, remembered: int) -> bool:
     """Tell whether an operator's log is long enough for a snapshot.
 
     Args:
         events: Events in the log since the last snapshot.
         tiles: Tiles in the operator's state.
+        remembered: Events that it remembers, to recognize their repeats.
     """
-    return events > max(SNAPSHOT_EVENTS, SNAPSHOT_TILES * tiles)
+    return events > _least(tiles, remembered)
 
 
-def base_due(events: int, tiles: int, shard: int, shards: int) -> bool:
+def base_due(events: int, tiles: int, remembered: int, shard: int, shards: int) -> bool:
     """Tell whether a savepoint writes an operator's whole state again.
 
     Those of many shards, which take about as many events each, do not become due at once.
@@ -31,10 +33,15 @@ def base_due(events: int, tiles: int, shard: int, shards: int) -> bool:
     Args:
         events: Events since the whole state was last written.
         tiles: Tiles in the operator's state.
+        remembered: Events that it remembers, to recognize their repeats.
         shard: The operator's shard.
         shards: The number of shards of its view.
     """
-    return events > max(SNAPSHOT_EVENTS, SNAPSHOT_TILES * tiles) * (1 + shard / shards)
+    return events > _least(tiles, remembered) * (1 + shard / shards)
+
+
+def _least(tiles: int, remembered: int) -> int:
+    return max(SNAPSHOT_EVENTS, SNAPSHOT_TILES * tiles, remembered // 2)
 
 
 class JoinerLog(NamedTuple):
