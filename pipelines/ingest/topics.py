@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tidemill.features.definitions import Request
-from tidemill.features.errors import RecreatedTopic
+from tidemill.features.errors import BrokerError, RecreatedTopic
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.config.kafka_section import EARLIEST, HANDOFF, LATEST, PAYLOADS, KafkaTopic
 from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.ingest.build_topics import BuildTopic
 from tidemill.pipelines.io.files.judged_rows import Judge
 from tidemill.pipelines.io.files.readers import Reader as RowReader
+from tidemill.pipelines.io.kafka.bounds import bytes_of
 from tidemill.pipelines.io.kafka.child_process.library import InChildProcess
 from tidemill.pipelines.io.kafka.choosing import choose_client
 from tidemill.pipelines.io.kafka.client import Partition
@@ -24,12 +25,15 @@ from tidemill.pipelines.io.live.live_reader import wall_clock_us
 from tidemill.pipelines.io.live.live_source import Ends, LiveSource
 from tidemill.pipelines.io.live.lost import base_of, offset_of
 from tidemill.pipelines.io.log import Log
-from tidemill.pipelines.io.messages import Messages
+from tidemill.pipelines.io.messages import Messages, joined
 from tidemill.pipelines.io.payloads.decoders import decoder
 from tidemill.pipelines.io.payloads.decoding import Decoder
 from tidemill.pipelines.io.payloads.metadata import Metadata
 from tidemill.pipelines.io.poll import PollPart
 from tidemill.pipelines.io.request_ids import RequestIds, ids_so_far
+
+_POLL_BYTES: Final = 4 << 20
+"""The most bytes of a source in one poll; one message may be larger."""
 
 
 def ask_topics(
@@ -123,22 +127,45 @@ def ask_extents(config: Configuration) -> dict[str, TopicExtent]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass
 class _TopicReader:
     """A topic, as the live reader reads it.
+
+    A poll takes more than one answer of a reader where that much is there, since most of what a
+    poll costs the stages behind it does not depend on its size.
 
     Attributes:
         reader: Reads it by the broker's offsets.
         topic: Its name.
         bases: What positions of each partition have more (`pipelines.io.live.lost.base_of`).
+        failed: An error that came after messages of one poll, for the next one.
     """
 
     reader: Reader
     topic: str
     bases: Sequence[int]
+    failed: BrokerError | None = None
 
     def poll(self, wait_s: float, max_messages: int) -> Sequence[Messages]:
-        found = self.reader.poll(wait_s, max_messages=max_messages)
+        if self.failed is not None:
+            raise self.failed
+        given: list[Messages] = []
+        max_bytes = _POLL_BYTES
+        while max_messages > 0 and max_bytes > 0:
+            try:
+                found = self.reader.poll(wait_s, max_bytes, max_messages)
+            except BrokerError as error:
+                if not given:
+                    raise
+                self.failed = error  # what was given before is written down first
+                break
+            if not found:
+                break
+            given += found
+            wait_s = 0.0
+            max_messages -= sum(map(len, found))
+            max_bytes -= sum(map(bytes_of, found))
+        found = joined(given)
         return [self._placed(messages) for messages in found] if any(self.bases) else found
 
     def _placed(self, messages: Messages) -> Messages:

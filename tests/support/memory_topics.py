@@ -187,7 +187,7 @@ class MemoryReader:
     def topic_id(self, topic: str) -> str:
         return self._all.id_of(topic)
 
-    def poll(self, wait_s: float, max_messages: int) -> list[Messages]:
+    def poll(self, wait_s: float, max_bytes: int, max_messages: int) -> list[Messages]:
         given = []
         self._check()
         for where, at in self._at.items():

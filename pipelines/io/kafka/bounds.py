@@ -68,7 +68,7 @@ def _fitting(
     messages: Messages, max_bytes: int, max_messages: int, at_least: int
 ) -> tuple[int, int]:
     """Return how many messages fit, and their bytes."""
-    size = _size(messages)
+    size = bytes_of(messages)
     if size <= max_bytes and len(messages) <= max_messages:
         return len(messages), size
     count = total = 0
@@ -81,8 +81,8 @@ def _fitting(
     return count, total
 
 
-def _size(messages: Messages) -> int:
-    """Return the bytes of all messages; the loops run in C."""
+def bytes_of(messages: Messages) -> int:
+    """Return the bytes of keys, values and headers of messages; the loops run in C."""
     texts = itertools.chain(messages.keys, messages.values)
     size = sum(map(len, filter(None, texts)))
     return size + sum(map(_headers_size, filter(None, messages.headers)))

@@ -17,8 +17,9 @@ The promises:
 * A row, a message or a poll that cannot be used is rejected with its bytes; none stops a partition.
   Mended messages (`pipelines.io.live.mended`) come in polls of their own, each once.
 * No watermark steps back.
-* No partition runs ahead of another that has messages to be read (`Pace.ahead_us`): rows wait in
-  the topic and not in memory, however long the stream has stood still.
+* No partition, and no source, runs ahead of another that has messages to be read
+  (`Pace.ahead_us`, `Pace.near_us`): rows wait in the topic and not in memory, however long the
+  stream has stood still, and however much larger the messages of one source are.
 * No position is passed over but in a poll of its own, with the record that a person has accepted it
   (`LiveReader.accept_lost`).
 * Marks of savepoints are in the polls (`LiveReader.step`), so that a recovery keeps its state where
@@ -222,9 +223,12 @@ class LiveReader:
             self._mended_s = now_s
         rows: dict[tuple[str, int], list[pa.RecordBatch]] = {}
         refused: list[_SetAside] = []
-        ahead = self._ahead()
+        until_us = self._behind_us()
+        ahead = self._ahead(until_us)
         for name, source in self._sources.items():
             source.reader.leave_out([n for of_source, n in ahead if of_source == name])
+            if not self._is_near(name, until_us):
+                continue
             for messages in source.reader.poll(0.0, self._pace.poll_messages):
                 refused += self._take(source, messages, rows, now_s)
             self._move(name, source.reader.positions())
@@ -400,22 +404,39 @@ class LiveReader:
             for partition, offset in source.reader.positions().items()
         )
 
-    def _ahead(self) -> list[tuple[str, int]]:
+    def _behind_us(self) -> int:
+        """Return what was read of the partition that is furthest behind, and has more messages.
+
+        Returns:
+            Its highest time; `TIME_MAX` if no partition has more, or rows do not wait for others.
+        """
+        if self._pace.ahead_us is None:
+            return TIME_MAX
+        reached = [time_us for name in self._sources for time_us in self._reached_us(name)]
+        return min((time_us for time_us in reached if time_us > TIME_MIN), default=TIME_MAX)
+
+    def _reached_us(self, name: str) -> list[int]:
+        """Return the highest time of each partition of a source that is known to have more."""
+        source = self._sources[name]
+        return [
+            source.judge.highest_us(source.first + partition)
+            for (of_source, partition), end in self.figures.ends.items()
+            if of_source == name and self._at[name, partition].offset < end.stable
+        ]
+
+    def _ahead(self, until_us: int) -> list[tuple[str, int]]:
         """Return the partitions that are not read now, since others must catch up first.
 
         All rows that were read last of such a partition are beyond what was read of one that has
         more messages. So it has been read at most a poll further.
         """
-        ahead_us = self._pace.ahead_us
-        if ahead_us is None:
-            return []
-        reached = [
-            self._sources[name].judge.highest_us(self._sources[name].first + partition)
-            for (name, partition), end in self.figures.ends.items()
-            if self._at[name, partition].offset < end.stable
-        ]
-        until_us = min((time_us for time_us in reached if time_us > TIME_MIN), default=TIME_MAX)
-        return [place for place, at in self._at.items() if at.lowest_us > until_us + ahead_us]
+        after_us = until_us + (self._pace.ahead_us or 0)
+        return [place for place, at in self._at.items() if at.lowest_us > after_us]
+
+    def _is_near(self, name: str, until_us: int) -> bool:
+        """Tell whether a source is read now: not while all that it has more of is ahead."""
+        reached = self._reached_us(name)
+        return not reached or min(reached) <= until_us + self._pace.near_us
 
     def _check_quiet(self, source: LiveSource) -> None:
         """Note which partitions of a source have been read to their end as of now."""

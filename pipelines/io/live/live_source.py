@@ -71,6 +71,8 @@ class Pace:
         ahead_us: How far the rows of a partition may be ahead of another one that has messages to
             be read: what is further ahead would only wait, in memory, for the frontier. None for
             a mode in which rows do not wait.
+        near_us: The same of a source: while all its partitions with more messages are further
+            ahead, none is asked of it, which costs nothing, as leaving out partitions does.
     """
 
     poll_messages: int = 4_096
@@ -81,6 +83,7 @@ class Pace:
     partitions_s: float = 10.0
     mended_s: float = 1.0
     ahead_us: int | None = None
+    near_us: int = SECOND
 
 
 @dataclass(frozen=True, eq=False)

@@ -149,6 +149,26 @@ def test_no_partition_runs_ahead_of_one_that_has_more_messages(rig: Rig) -> None
     assert max(apart) <= 80 * SECOND
 
 
+def test_a_source_that_is_ahead_of_another_with_more_messages_is_not_asked(rig: Rig) -> None:
+    """Its messages are fewer, or larger, so a poll of it reaches further."""
+    rig.pace = replace(EAGER, poll_messages=4, ahead_us=1_000 * SECOND)
+    rig.now_us += 200 * SECOND
+    rig.restarted()
+    backlog(rig, 200, 1, 0)
+    backlog(rig, 200, 10, 0, "asked")
+    apart = []
+    for _ in range(80):
+        rig.step(0.1)
+        paid, asked = (rig.reader._sources[name].judge.highest_us(0) for name in ("paid", "asked"))
+        if min(paid, asked) > TIME_MIN and paid < START + 190 * SECOND:
+            apart.append(abs(paid - asked))
+    assert len(rig.rows("paid")) == 200
+    assert len(rig.rows("asked")) == 20
+    assert rig.paid.left_out == rig.asked.left_out == set()
+    # A poll of it and the second; without this, it is at its end in the fifth poll.
+    assert max(apart) <= 41 * SECOND
+
+
 def test_a_partition_that_is_ahead_is_read_once_the_others_have_no_more(rig: Rig) -> None:
     rig.pace = replace(EAGER, ahead_us=SECOND)
     rig.restarted()
