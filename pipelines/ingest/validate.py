@@ -15,6 +15,7 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 
+import tidemill.pipelines.io.coders  # noqa: F401 - Beam takes them from its registry
 from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
@@ -142,11 +143,11 @@ def _together(rows: pa.RecordBatch, blank: pa.RecordBatch) -> pa.RecordBatch:
     return both.take(pc.array_sort_indices(both.column(POSITION)))
 
 
-@beam.typehints.with_input_types(bytes)
-@beam.typehints.with_output_types(bytes, **{REJECTED: pa.RecordBatch})
+@beam.typehints.with_input_types(Poll)
+@beam.typehints.with_output_types(Poll, **{REJECTED: pa.RecordBatch})
 @dataclass(eq=False)
 class Validate(beam.DoFn):
-    """Turns encoded polls into polls of valid rows, and record batches with the tag `REJECTED`.
+    """Turns polls into polls of valid rows, and record batches with the tag `REJECTED`.
 
     Attributes:
         project: The project.
@@ -154,9 +155,9 @@ class Validate(beam.DoFn):
 
     project: Project
 
-    def process(self, element: bytes) -> Iterator[Any]:
+    def process(self, element: Poll) -> Iterator[Any]:
         """Validate the rows of a poll."""
-        poll, refused = validated_poll(self.project, Poll.decode(element))
-        yield poll.encode()
+        poll, refused = validated_poll(self.project, element)
+        yield poll
         for batch in refused:
             yield beam.pvalue.TaggedOutput(REJECTED, with_epoch(batch, poll.epoch))

@@ -122,7 +122,13 @@ class Frame(NamedTuple):
 
 
 def unframe(
-    data: Bytes, kinds: Kind | Sequence[Kind], what: str, remedy: str, key: str | None = None
+    data: Bytes,
+    kinds: Kind | Sequence[Kind],
+    what: str,
+    remedy: str,
+    key: str | None = None,
+    *,
+    is_checked: bool = False,
 ) -> Frame:
     """Decode a frame.
 
@@ -132,6 +138,7 @@ def unframe(
         what: What the bytes are and where they are from, for errors.
         remedy: What the user should do, for errors.
         key: The owner that it must have; None if the caller checks it.
+        is_checked: Whether it is part of another frame, whose checksum was compared.
 
     Returns:
         The frame. It refers to ``data``, without a copy.
@@ -156,8 +163,7 @@ def unframe(
             f"{what}: {len(view)} bytes are here, the header says {start + size}: cut short or "
             f"damaged; {remedy}"
         )
-    checksum = zlib.crc32(view[HEADER_BYTES:], zlib.crc32(view[: _PREFIX.size]))
-    if (checksum,) != _CHECKSUM.unpack_from(view, _PREFIX.size):
+    if not is_checked and not _is_whole(view):
         raise DamagedState(f"{what}: its checksum does not match, so it was damaged; {remedy}")
     allowed = (kinds,) if isinstance(kinds, Kind) else kinds
     if number not in allowed:
@@ -174,6 +180,12 @@ def unframe(
     if key is not None and found_key != key:
         raise StateMismatch(f"{what}: belongs to {found_key!r}, expected was {key!r}; {remedy}")
     return Frame(kind, found_key, buffer.slice(start))
+
+
+def _is_whole(view: memoryview) -> bool:
+    """Compare the checksum of a frame."""
+    checksum = zlib.crc32(view[HEADER_BYTES:], zlib.crc32(view[: _PREFIX.size]))
+    return (checksum,) == _CHECKSUM.unpack_from(view, _PREFIX.size)
 
 
 def size_of(header: bytes) -> int | None:
@@ -245,10 +257,16 @@ def encode_document(
 
 
 def decode_document(
-    data: Bytes, kinds: Kind | Sequence[Kind], what: str, remedy: str, key: str | None = None
+    data: Bytes,
+    kinds: Kind | Sequence[Kind],
+    what: str,
+    remedy: str,
+    key: str | None = None,
+    *,
+    is_checked: bool = False,
 ) -> Document:
     """Decode named fields and blobs; see `unframe`."""
-    kind, found_key, content = unframe(data, kinds, what, remedy, key)
+    kind, found_key, content = unframe(data, kinds, what, remedy, key, is_checked=is_checked)
     view = memoryview(content)
     size, count = _COUNTS.unpack_from(view)
     sizes = struct.unpack_from(f"<{count}Q", view, _COUNTS.size)

@@ -18,7 +18,7 @@ import pyarrow as pa
 from tidemill.features.definitions import EventStream, Request
 from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
 from tidemill.pipelines.io.epochs import epoch_field
-from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
+from tidemill.pipelines.io.framing import Bytes, Kind, decode_document, encode_document
 
 _REMEDY: Final = "run the stream from its last savepoint, or from its beginning"
 
@@ -104,13 +104,18 @@ class Poll:
         return encode_document(Kind.POLL, "", fields, rows)
 
     @staticmethod
-    def decode(data: bytes) -> Poll:
-        """Decode a poll.
+    def decode(data: Bytes, *, is_checked: bool = False) -> Poll:
+        """Decode a poll; its rows refer to ``data``, without a copy.
+
+        Args:
+            data: What `encode` gave.
+            is_checked: Whether a checksum around it was compared, so its own need not be.
 
         Raises:
             StateError: The bytes are not a poll, or have a version that is not supported.
         """
-        found = decode_document(data, Kind.POLL, "a poll between two stages", _REMEDY)
+        where = "a poll between two stages"
+        found = decode_document(data, Kind.POLL, where, _REMEDY, is_checked=is_checked)
         parts = tuple(
             PollPart(source, partition, start, stop, watermark_us, batch_of(rows))
             for (source, partition, start, stop, watermark_us), rows in zip(

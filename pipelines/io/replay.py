@@ -34,6 +34,7 @@ import pyarrow as pa
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
+import tidemill.pipelines.io.coders  # noqa: F401 - Beam takes them from its registry
 from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.errors import StateMismatch
@@ -269,7 +270,7 @@ class _Read(beam.DoFn):
                 if not tracker.try_claim((at, False)):
                     return
                 stamp = Timestamp(micros=min(part.watermark_us for part in poll.parts))
-                yield TimestampedValue(poll.encode(), stamp)
+                yield TimestampedValue(poll, stamp)
                 watermark.set_watermark(stamp)
             elif at.positions == self._log.stop:
                 if tracker.try_claim((at, True)):
@@ -277,7 +278,7 @@ class _Read(beam.DoFn):
                     stamp = Timestamp(micros=last.parts[0].watermark_us)
                     if last.is_last:
                         stamp = watermark.current_watermark() or MIN_TIMESTAMP
-                    yield TimestampedValue(last.encode(), stamp)
+                    yield TimestampedValue(last, stamp)
                     watermark.set_watermark(stamp)
                 return
             else:
@@ -289,7 +290,7 @@ class _Read(beam.DoFn):
 
 @dataclass(eq=False)
 class Replay(beam.PTransform):
-    """The log as an unbounded collection of encoded polls.
+    """The log as an unbounded collection of polls.
 
     Attributes:
         project: The project.
@@ -309,5 +310,5 @@ class Replay(beam.PTransform):
             begin
             | beam.Create([RestrictionCoder().encode(start)])
             | "Read"
-            >> beam.ParDo(_Read(self.project, self.options, time.time())).with_output_types(bytes)
+            >> beam.ParDo(_Read(self.project, self.options, time.time())).with_output_types(Poll)
         )

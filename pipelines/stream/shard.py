@@ -31,11 +31,11 @@ from tidemill.pipelines.stream.sequence import (
 from tidemill.pipelines.stream.wire_format import addressed_requests
 
 
-@beam.typehints.with_input_types(bytes)
+@beam.typehints.with_input_types(Poll)
 @beam.typehints.with_output_types(tuple[str, bytes])
 @dataclass(eq=False)
 class Shard(beam.DoFn):
-    """Turns encoded polls into the input of `pipelines.stream.featurize.Featurize`.
+    """Turns polls into the input of `pipelines.stream.featurize.Featurize`.
 
     Output: one element for each (view, shard), with its operator's key; and the requests of each
     partition, with the key of their joiner.
@@ -54,12 +54,11 @@ class Shard(beam.DoFn):
         """Make the plans."""
         self._plans = {view.name: make_plan(view) for view in self.project.views}
 
-    def process(self, element: bytes) -> Iterator[tuple[str, bytes]]:
+    def process(self, element: Poll) -> Iterator[tuple[str, bytes]]:
         """Shard a poll."""
-        poll = Poll.decode(element)
-        for part in request_parts(self.project, poll):
+        for part in request_parts(self.project, element):
             yield addressed_requests(part, self.joiners)
-        for view, shard, data in shard_poll(self.project, self._plans, self.shards, poll):
+        for view, shard, data in shard_poll(self.project, self._plans, self.shards, element):
             yield operator_key(self.project, view, shard, self.shards), data
 
 

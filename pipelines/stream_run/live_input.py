@@ -238,7 +238,7 @@ class LiveInput:
         }
 
     def read(self, pipeline: beam.Pipeline) -> tuple[Any, tuple[Any, ...]]:
-        """Wire the source; return the encoded polls, and collections of rejected records."""
+        """Wire the source; return the polls, and collections of rejected records."""
         out = pipeline | self._follow()
         return out["polls"], (out[REJECTED],)
 

@@ -72,7 +72,7 @@ class ReplayInput:
         return self.begins.rows_of(self.project.request.name)
 
     def read(self, pipeline: beam.Pipeline) -> tuple[Any, tuple[Any, ...]]:
-        """Wire the source; return the encoded polls, and collections of rejected records."""
+        """Wire the source; return the polls, and collections of rejected records."""
         return pipeline | Replay(self.project, self.options), ()
 
     @contextmanager

@@ -161,7 +161,7 @@ class RandomEngine:
         """Run over polls, until nothing waits."""
         operate = self._stages[0]
         for poll in polls:
-            for output in self._validate.process(poll.encode()):
+            for output in self._validate.process(poll):
                 if isinstance(output, TaggedOutput):
                     _bundle(self._rejected, [output.value])
                 else:

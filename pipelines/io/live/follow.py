@@ -22,6 +22,7 @@ import pyarrow as pa
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Duration, Timestamp
 
+import tidemill.pipelines.io.coders  # noqa: F401 - Beam takes them from its registry
 from tidemill.features.contract import TIME_MAX, TIME_MIN
 from tidemill.features.definitions import Project
 from tidemill.features.errors import TidemillError
@@ -129,13 +130,13 @@ class _Follow(beam.DoFn):
                 for batch in refused:
                     yield beam.pvalue.TaggedOutput(REJECTED, with_epoch(batch, poll.epoch))
                 stamp = _stamp(min(part.watermark_us for part in poll.parts))
-                yield TimestampedValue(poll.encode(), stamp)
+                yield TimestampedValue(poll, stamp)
                 if stamp > (watermark.current_watermark() or MIN_TIMESTAMP):
                     watermark.set_watermark(stamp)
             elif (mark := self._mark(at)) is not None:
                 if tracker.try_claim((at, True)):
                     stamp = watermark.current_watermark() or MIN_TIMESTAMP
-                    yield TimestampedValue(mark.encode(), stamp)
+                    yield TimestampedValue(mark, stamp)
                 return
             elif has_sent:
                 break  # what was sent does not wait for more
@@ -164,7 +165,7 @@ class _Follow(beam.DoFn):
         if logged is None:
             return None
         self._at = logged.number
-        poll = Poll.decode(bytes(logged.poll))
+        poll = logged.sent()
         poll = replace(poll, number=at.number + 1, epoch=poll.epoch - options.epoch)
         return poll, [] if logged.rejected is None else [logged.rejected]
 
@@ -203,7 +204,7 @@ def _stamp(time_us: int) -> Timestamp:
 
 @dataclass(eq=False)
 class Follow(beam.PTransform):
-    """The polls of a poll log as an unbounded collection of encoded polls.
+    """The polls of a poll log as an unbounded collection of polls.
 
     Output, by name: ``polls``, and with the tag `REJECTED` the records that were rejected while
     they were read.
@@ -225,6 +226,6 @@ class Follow(beam.PTransform):
             | beam.Create([start])
             | "Follow"
             >> beam.ParDo(_Follow(self.options))
-            .with_output_types(bytes, **{REJECTED: pa.RecordBatch})
+            .with_output_types(Poll, **{REJECTED: pa.RecordBatch})
             .with_outputs(REJECTED, main="polls")
         )

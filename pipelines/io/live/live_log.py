@@ -50,7 +50,6 @@ from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.log import ROWS, Log, log_schema, one_batch
 from tidemill.pipelines.io.log_digests import BLOCK_ROWS
 from tidemill.pipelines.io.log_files import write_log_file
-from tidemill.pipelines.io.poll import Poll
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import reading
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
@@ -519,7 +518,7 @@ def _in_pieces(polls: Iterable[LoggedPoll], before_us: int) -> Iterator[list[Sen
     piece: list[SentPoll] = []
     size = 0
     for poll in polls:
-        sent = Poll.decode(bytes(poll.poll))
+        sent = poll.sent()
         if sent.sent_us >= before_us:
             break
         piece.append(SentPoll(poll, sent))

@@ -27,7 +27,7 @@ import itertools
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -38,6 +38,7 @@ import pyarrow as pa
 from tidemill.features.errors import BatchConflict, DamagedState
 from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
 from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
+from tidemill.pipelines.io.poll import Poll
 from tidemill.serving.files.atomic_write import wait_for_disk
 from tidemill.serving.files.file_errors import named_for
 from tidemill.serving.files.read_files import reading
@@ -89,6 +90,14 @@ class LoggedPoll:
     mended: pa.RecordBatch | None = None
     lost: pa.RecordBatch | None = None
     topic_ids: Mapping[str, str] = field(default_factory=dict)
+
+    def sent(self) -> Poll:
+        """Return the poll; the checksum of the entry was that of its bytes, too.
+
+        Raises:
+            StateVersionError: Its version is not supported.
+        """
+        return Poll.decode(self.poll, is_checked=True)
 
     @property
     def set_aside(self) -> pa.RecordBatch | None:
@@ -300,22 +309,23 @@ class PollLog:
         if self._size >= FILE_BYTES:
             self.close()
             self._begin(entry.number)
-        written = _header(entry.number, len(data)) + data + bytes(-len(data) % _HEADER.size)
+        pieces = _header(entry.number, len(data)), data, bytes(-len(data) % _HEADER.size)
         try:
-            self._write(written)
+            self._write(pieces)
         except BaseException:
             self.close()  # the next append removes what was written
             raise
-        self._size += len(written)
+        self._size += sum(map(len, pieces))
         self._last = entry
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, pieces: Iterable[bytes]) -> None:
         assert self._file is not None
         with named_for(Path(self._file.name)):
-            rest = memoryview(data)
-            while rest:
-                # A disk that is nearly full takes a part.
-                rest = rest[self._file.write(rest) :]
+            for piece in pieces:
+                rest = memoryview(piece)
+                while rest:
+                    # A disk that is nearly full takes a part.
+                    rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
 
     def _open(self, number: int) -> None:

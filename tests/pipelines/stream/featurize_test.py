@@ -13,7 +13,7 @@ from typing import Any
 
 import apache_beam as beam
 import pytest
-from apache_beam.coders import BytesCoder, VarIntCoder
+from apache_beam.coders import VarIntCoder
 from apache_beam.runners.runner import PipelineResult
 from apache_beam.runners.worker import statecache
 from apache_beam.testing import test_stream
@@ -42,6 +42,7 @@ from tests.support.streaming_project import (
 from tidemill.features.contract import MINUTE
 from tidemill.pipelines.engines.choosing import run
 from tidemill.pipelines.io import replay
+from tidemill.pipelines.io.coders import PollCoder
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import Replay, ReplayOptions
 from tidemill.pipelines.stream import featurize, snapshot_policy, waiting_rows
@@ -93,11 +94,7 @@ def of_polls(
 ) -> PipelineResult:
     """Run polls through a bounded pipeline; ``between`` disturbs the operators' input."""
     pipeline, choice = pipeline_on(engine, streaming=False)
-    sharded = (
-        pipeline
-        | beam.Create([poll.encode() for poll in polls])
-        | "Shard" >> beam.ParDo(Shard(PROJECT, SHARDS))
-    )
+    sharded = pipeline | beam.Create(polls) | "Shard" >> beam.ParDo(Shard(PROJECT, SHARDS))
     if between is not None:
         disturbed = beam.ParDo(between()).with_output_types(tuple[str, bytes])
         sharded = sharded | "Disturb" >> disturbed
@@ -217,9 +214,9 @@ def test_requests_behind_a_lost_element_get_no_wrong_answer(engine: str) -> None
 def test_test_stream_wires_polls_to_answers() -> None:
     """On the only engine with TestStream: answers come after each poll, not at the end."""
     rows, polls = a_run(5, polls=6)
-    source = test_stream.TestStream(coder=BytesCoder())
+    source = test_stream.TestStream(coder=PollCoder())
     for poll in polls:
-        source.add_elements([poll.encode()])
+        source.add_elements([poll])
     source.advance_watermark_to_infinity()
     pipeline, choice = pipeline_on("bundle", streaming=True)
     sharded = pipeline | source | "Shard" >> beam.ParDo(Shard(PROJECT, SHARDS))
@@ -322,8 +319,8 @@ def test_state_written_in_finish_bundle_is_committed(
     assert len(found) > 1, "there was one bundle only: nothing is shown"
 
 
-def _keyed(poll: bytes) -> tuple[str, int]:
-    return "key", len(poll)
+def _keyed(poll: Poll) -> tuple[str, int]:
+    return "key", poll.number
 
 
 # The cache of decoded operators.
@@ -358,9 +355,9 @@ class NeverThere(TokenCache):
 def streamed(tmp_path: Path, seed: int, made: FeaturizeOptions) -> dict[str, list[Row]]:
     """Run polls as a stream of many bundles."""
     rows, polls = a_run(seed)
-    source = test_stream.TestStream(coder=BytesCoder())
+    source = test_stream.TestStream(coder=PollCoder())
     for poll in polls:
-        source.add_elements([poll.encode()])
+        source.add_elements([poll])
     source.advance_watermark_to_infinity()
     pipeline, choice = pipeline_on("bundle", streaming=True)
     collect(

@@ -39,11 +39,7 @@ def polls_of(seed: int) -> list[Poll]:
 def test_elements_carry_their_operators_key(engine: str) -> None:
     polls = polls_of(1)
     pipeline, choice = pipeline_on(engine, streaming=False)
-    out = (
-        pipeline
-        | beam.Create([poll.encode() for poll in polls])
-        | "Shard" >> beam.ParDo(Shard(PROJECT, 3))
-    )
+    out = pipeline | beam.Create(polls) | "Shard" >> beam.ParDo(Shard(PROJECT, 3))
     collect({"sharded": out})
     run(pipeline, choice)
     expected = [

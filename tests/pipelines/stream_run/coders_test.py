@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from tests.support.streaming_project import (
 from tidemill.features.contract import MINUTE
 from tidemill.pipelines.delivery.delivery import Delivery
 from tidemill.pipelines.ingest.ingest import Ingest
-from tidemill.pipelines.io.coders import RecordBatchCoder
+from tidemill.pipelines.io.coders import PollCoder, RecordBatchCoder
 from tidemill.pipelines.io.cuts import Cut
 from tidemill.pipelines.io.poll_restriction import (
     RestrictionCoder,
@@ -42,7 +44,7 @@ from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream_run.replay_input import ReplayInput
 from tidemill.pipelines.stream_run.stream import wire
 
-PLAIN = (coders.BytesCoder, coders.StrUtf8Coder, coders.VarIntCoder, RecordBatchCoder)
+PLAIN = (coders.BytesCoder, coders.StrUtf8Coder, coders.VarIntCoder, RecordBatchCoder, PollCoder)
 
 
 class Coders(PipelineVisitor):
@@ -130,3 +132,18 @@ def test_the_state_of_the_source_is_not_pickled() -> None:
     restriction, watermark = signature.get_restriction_coder()._coders
     assert isinstance(restriction, RestrictionCoder)
     assert isinstance(watermark, WatermarkCoder)
+
+
+def test_who_wires_a_stream_has_registered_the_coders() -> None:
+    """In a process of its own: this file imports them itself."""
+    code = """
+import pyarrow as pa
+from apache_beam.coders import registry
+from tidemill.pipelines.io.poll import Poll
+import tidemill.pipelines.stream_run.stream
+print(*(type(registry.get_coder(kind)).__name__ for kind in (Poll, pa.RecordBatch)))
+"""
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == ["PollCoder", "RecordBatchCoder"]

@@ -203,7 +203,7 @@ class Sender:
                 self.rejected.append(found.value)
                 continue
             assert isinstance(found, TimestampedValue)
-            self.polls.append(Poll.decode(found.value))
+            self.polls.append(found.value)
             if most is not None and len(self.polls) - before == most:
                 self.left = (tracker.current_restriction()[0], False)
                 return most
