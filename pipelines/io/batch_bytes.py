@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 import pyarrow as pa
@@ -15,17 +16,37 @@ IPC_OPTIONS: Final = pa.ipc.IpcWriteOptions()
 _PREFIX: Final = struct.Struct("<Ii")
 """How a message begins: `_MARK`, and how many bytes of metadata follow."""
 _MARK: Final = 0xFFFFFFFF
+_END: Final = b"\xff\xff\xff\xff\0\0\0\0"
+"""How a stream ends."""
+_MANY_ROWS: Final = 1_000
+"""With so many rows it is worth knowing beforehand how many bytes they take."""
 _REMEMBERED: Final = 256
 """So many schemas are remembered."""
 
 
 def batch_bytes(batch: pa.RecordBatch | None) -> pa.Buffer:
     """Encode a batch with its schema; None becomes no bytes."""
-    sink = pa.BufferOutputStream()
-    if batch is not None:
-        with pa.ipc.new_stream(sink, batch.schema, options=IPC_OPTIONS) as writer:
+    return pa.py_buffer(b"") if batch is None else batches_bytes([batch])
+
+
+def batches_bytes(batches: Sequence[pa.RecordBatch]) -> pa.Buffer:
+    """Encode batches of one schema as one stream; there is at least one."""
+    schema, rows = batches[0].schema, sum(batch.num_rows for batch in batches)
+    if rows < _MANY_ROWS or not all(_is_plain(field.type) for field in schema):
+        sink = pa.BufferOutputStream()
+        _write(batches, sink)
+        return sink.getvalue()
+    # A stream that grows while it is written is copied again and again.
+    size = len(schema.serialize()) + sum(map(pa.ipc.get_record_batch_size, batches))
+    buffer = pa.allocate_buffer(size + len(_END))
+    _write(batches, pa.FixedSizeBufferWriter(buffer))
+    return buffer
+
+
+def _write(batches: Sequence[pa.RecordBatch], sink: pa.NativeFile) -> None:
+    with pa.ipc.new_stream(sink, batches[0].schema, options=IPC_OPTIONS) as writer:
+        for batch in batches:
             writer.write_batch(batch)
-    return sink.getvalue()
 
 
 def batch_of(data: bytes | pa.Buffer) -> pa.RecordBatch | None:

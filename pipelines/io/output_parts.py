@@ -28,7 +28,7 @@ from typing import Final, NamedTuple
 import pyarrow as pa
 
 from tidemill.features.errors import DamagedState
-from tidemill.pipelines.io.batch_bytes import IPC_OPTIONS
+from tidemill.pipelines.io.batch_bytes import batches_bytes
 from tidemill.pipelines.io.framing import (
     HEADER_BYTES,
     Kind,
@@ -88,15 +88,12 @@ def encode_outputs(outputs: Sequence[Output]) -> bytes:
     Args:
         outputs: At least one; all have the same schema, without metadata.
     """
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, outputs[0].rows.schema, options=IPC_OPTIONS) as writer:
-        for output in outputs:
-            writer.write_batch(output.rows)
+    data = batches_bytes([output.rows for output in outputs])
     fields = {
         "names": [output.name for output in outputs],
         "rows": [output.rows.num_rows for output in outputs],
     }
-    return encode_document(Kind.OUTPUTS, "", fields, [sink.getvalue()])
+    return encode_document(Kind.OUTPUTS, "", fields, [data])
 
 
 class PartWriter:

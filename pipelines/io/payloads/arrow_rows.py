@@ -127,7 +127,7 @@ def _read(value: bytes, *, most_bytes: int = MOST_BYTES) -> pa.RecordBatch:
             rows = sum(batch.num_rows for batch in batches)
             return pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))
         joined = [
-            pa.concat_arrays(parts)
+            (pa.concat_arrays(parts) if len(parts) > 1 else parts[0])
             if parts
             else pa.array([], _plain_type(schema.field(place).type))
             for place, parts in enumerate(columns)

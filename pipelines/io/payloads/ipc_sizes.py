@@ -17,9 +17,6 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-
-from tidemill.features.contract import Int64Array
 from tidemill.features.rows.rejected import Reason
 
 _CONTINUATION: Final = 0xFFFFFFFF
@@ -27,6 +24,7 @@ _SCHEMA, _DICTIONARY_BATCH, _RECORD_BATCH = 1, 2, 3
 _OLD_COMPRESSION: Final = b"ARROW:experimental_compression"
 _NOT_COMPRESSED: Final = -1
 _LENGTH_PREFIX: Final = 8
+_PAIR: Final = struct.Struct("<2q")
 _FILE_MAGIC: Final = b"ARROW1"
 
 
@@ -117,16 +115,15 @@ def _metadata_length(stream: bytes, place: int) -> tuple[int, int]:
 
 
 def _buffer_bytes(batch: _Table, body: memoryview) -> int:
-    buffers = batch.pairs(2)
-    if (buffers < 0).any() or (buffers > len(body)).any():
+    buffers, most = batch.pairs(2), len(body)
+    if not all(0 <= offset <= most and 0 <= length <= most for offset, length in buffers):
         raise _BrokenStream("found a buffer outside its body")
-    if (buffers.sum(axis=1) > len(body)).any():
+    if any(offset + length > most for offset, length in buffers):
         raise _BrokenStream("found a buffer that ends outside its body")
-    lengths: list[int] = buffers[:, 1].tolist()
     if batch.table(3) is None:
-        return sum(lengths)
+        return sum(length for _, length in buffers)
     total = 0
-    for offset, length in buffers.tolist():
+    for offset, length in buffers:
         if length == 0:
             continue
         if length < _LENGTH_PREFIX:
@@ -142,10 +139,9 @@ def _buffer_bytes(batch: _Table, body: memoryview) -> int:
 
 def _values(batch: _Table) -> int:
     nodes = batch.pairs(1)
-    if (nodes < 0).any():
+    if any(length < 0 or nulls < 0 for length, nulls in nodes):
         raise _BrokenStream("found a column of fewer than 0 values")
-    lengths: list[int] = nodes[:, 0].tolist()
-    return sum(lengths)
+    return sum(length for length, _ in nodes)
 
 
 def _rows(batch: _Table) -> int:
@@ -201,14 +197,13 @@ class _Table:
             return None
         return _Table(self.bytes, place + _unpacked("<I", self.bytes, place))
 
-    def pairs(self, field: int) -> Int64Array:
-        """Return a vector of structs of two int64, ``(structs, 2)``."""
+    def pairs(self, field: int) -> list[tuple[int, int]]:
+        """Return a vector of structs of two int64."""
         place = self._field(field)
         if place is None:
-            return np.zeros((0, 2), np.int64)
+            return []
         place += _unpacked("<I", self.bytes, place)
         count = _unpacked("<I", self.bytes, place)
         if place + 4 + 16 * count > len(self.bytes):
             raise _BrokenStream(f"found a vector of {count} that ends outside the metadata")
-        pairs: Int64Array = np.frombuffer(self.bytes, "<i8", 2 * count, place + 4)
-        return pairs.reshape(count, 2)
+        return list(_PAIR.iter_unpack(self.bytes[place + 4 : place + 4 + 16 * count]))
