@@ -85,8 +85,10 @@ from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.state_files import savepoint_folder
 from tidemill.pipelines.stream.wire_format import decode_unanswered
 from tidemill.pipelines.stream_run.keeper import Keeper
+from tidemill.pipelines.stream_run.kept_memory import kept_memory
 from tidemill.pipelines.stream_run.live_input import LiveInput
 from tidemill.pipelines.stream_run.outcome import count_outcome
+from tidemill.pipelines.stream_run.rare_collections import rare_collections
 from tidemill.pipelines.stream_run.replay_input import ReplayInput, recorded_cuts
 from tidemill.pipelines.stream_run.segment_tail import check_end
 from tidemill.pipelines.stream_run.short_turns import short_turns
@@ -302,6 +304,8 @@ def _run(
         _watched(stage),
         delivery.open(),
         short_turns(),
+        kept_memory(),
+        rare_collections(),
         nullcontext() if entrance.stop is None else keeper.keeping(entrance.stop.set),
         entrance.reading(keeper),
     ):
