@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.coders import StrUtf8Coder
+from apache_beam.coders import BytesCoder
 from apache_beam.transforms.userstate import BagStateSpec
 
 from tidemill.features.definitions import Project
@@ -446,7 +446,7 @@ def _keyed(element: str) -> tuple[str, str]:
 class _Nothing(beam.DoFn):
     """Takes what does not come, in a stage of its own since it has a state."""
 
-    NEVER = BagStateSpec("never", StrUtf8Coder())
+    NEVER = BagStateSpec("never", BytesCoder())
 
     def process(
         self, element: tuple[str, str], never: Any = beam.DoFn.StateParam(NEVER)

@@ -28,6 +28,7 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import BundleError, Locked, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
+from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.republish import republish
 from tidemill.pipelines.run.paths import PREDICTIONS, RELEASES
@@ -167,7 +168,7 @@ def test_an_eager_stream_answers_every_request_too(
     assert all(row["as_of__depot"] >= at[name] for name, row in predictions(config.root).items())
 
 
-@beam.typehints.with_input_types(bytes)
+@beam.typehints.with_input_types(Poll)
 @beam.typehints.with_output_types(tuple[str, bytes])
 class Lossy(Shard):
     """`Shard` on an engine that loses one element: the one of a kind with a number."""
@@ -177,7 +178,7 @@ class Lossy(Shard):
     SEEN = 0
     TURN_S = 0.0
 
-    def process(self, element: bytes) -> Iterator[tuple[str, bytes]]:
+    def process(self, element: Poll) -> Iterator[tuple[str, bytes]]:
         Lossy.TURN_S = sys.getswitchinterval()
         for sharded in super().process(element):
             Lossy.SEEN += Lossy.OF_KIND(sharded)
