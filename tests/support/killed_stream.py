@@ -13,6 +13,9 @@ from tidemill.pipelines.commands.feast_import import leave_out_checks
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream_run.stream import stream
 
+POLL_ROWS = 200
+"""The rows of a poll: a poll is sent when all of its rows are due, and there are a few thousand."""
+
 
 def main(folder: str, root: str, engine: str, resume: str, speed: str, joiners: str) -> None:
     """Run it.
@@ -28,7 +31,8 @@ def main(folder: str, root: str, engine: str, resume: str, speed: str, joiners: 
     leave_out_checks()
     score_without_models(pytest.MonkeyPatch())
     config = configuration(Path(folder), Path(root))
-    config = replace(config, stream=replace(config.stream, joiners=int(joiners)))
+    options = replace(config.stream, joiners=int(joiners), poll_rows=POLL_ROWS)
+    config = replace(config, stream=options)
     stream(
         config,
         QuietProgress(),

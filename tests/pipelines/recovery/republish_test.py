@@ -349,7 +349,8 @@ def start_and_kill(config: Configuration, engine: str, how: str) -> None:
 def test_a_killed_stream_resumes_from_its_last_savepoint(
     engine: str, how: str, joiners: int, ready: Configuration
 ) -> None:
-    ready = replace(ready, stream=replace(ready.stream, joiners=joiners))
+    options = replace(ready.stream, joiners=joiners, poll_rows=killed_stream.POLL_ROWS)
+    ready = replace(ready, stream=options)
     if how == "resume":
         run(ready, until_us=EVALUATE_UNTIL + 3 * HOUR, engine=engine)
     history = offline_files(ready)
