@@ -26,8 +26,6 @@ from typing import Any, Final
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.coders import BytesCoder
-from apache_beam.transforms.userstate import BagStateSpec
 
 from tidemill.features.definitions import Project
 from tidemill.features.errors import InputError, SequenceError
@@ -407,14 +405,8 @@ def wire(
     write = WriteOutputs(root / paths.PREDICTIONS, ("partition", "position"), segment)
     delivered = answered | "Predictions" >> beam.ParDo(delivery.step(PREDICTIONS, write))
     # The workers of Beam end a bundle's steps in the order of how many steps follow each. So one
-    # more lets predictions go out before publications are logged, and not after. It is in a stage
-    # of its own, to which nothing comes: Prism takes a whole core while it waits for the end of a
-    # bundle whose stage gives data to no other.
-    _ = (
-        delivered
-        | "Delivered" >> beam.Map(_keyed).with_output_types(tuple[str, str])
-        | "Nothing" >> beam.ParDo(_Nothing())
-    )
+    # more lets predictions go out before publications are logged, and not after.
+    _ = delivered | "Delivered" >> beam.ParDo(_Nothing())
     log = LogPublications(
         project,
         root,
@@ -437,20 +429,12 @@ def wire(
         )
 
 
-def _keyed(element: str) -> tuple[str, str]:
-    return "", element
-
-
-@beam.typehints.with_input_types(tuple[str, str])
+@beam.typehints.with_input_types(str)
 @beam.typehints.with_output_types(str)
 class _Nothing(beam.DoFn):
-    """Takes what does not come, in a stage of its own since it has a state."""
+    """Takes what does not come."""
 
-    NEVER = BagStateSpec("never", BytesCoder())
-
-    def process(
-        self, element: tuple[str, str], never: Any = beam.DoFn.StateParam(NEVER)
-    ) -> Iterator[str]:
+    def process(self, element: str) -> Iterator[str]:
         yield from ()
 
 
