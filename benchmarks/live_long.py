@@ -99,23 +99,31 @@ def watching(pid: int, every_s: float) -> Iterator[Watch]:
         thread.join()
 
 
-def soak(given: argparse.Namespace, folder: Path, broker: TestBroker) -> list[Figure]:
-    """Let a stream run for long at a rate."""
+def begun_before(
+    given: argparse.Namespace, folder: Path, broker: TestBroker, minutes: float
+) -> LiveProject:
+    """Return a project that is ready to stream; its topics have the rows of the minutes before."""
     project = LiveProject(
         folder,
         broker,
         given.engine,
         savepoint_every="10s",
         sinks=True,
-        ago=given.filled + 2,
+        ago=minutes + 2,
         alone=True,
     )
     project.run("backfill")
-    seconds = given.minutes * 60
-    if given.filled:
+    if minutes:
         now_us = time.time_ns() // 1_000
-        rows = round(given.rate * given.filled * 60)
-        produce_past(project, rows, now_us - round(given.filled * 60e6), now_us)
+        rows = round(given.rate * minutes * 60)
+        produce_past(project, rows, now_us - round(minutes * 60e6), now_us)
+    return project
+
+
+def soak(given: argparse.Namespace, folder: Path, broker: TestBroker) -> list[Figure]:
+    """Let a stream run for long at a rate."""
+    project = begun_before(given, folder, broker, given.filled)
+    seconds = given.minutes * 60
     with project.streaming() as process:
         if given.filled:
             catching_up(project, process, given.rate)
@@ -265,20 +273,8 @@ class Behind:
 
 def catch_up(given: argparse.Namespace, folder: Path, broker: TestBroker) -> list[Figure]:
     """Let a stream catch up with what has come while it stood still, and with what comes."""
-    project = LiveProject(
-        folder,
-        broker,
-        given.engine,
-        savepoint_every="10s",
-        sinks=True,
-        ago=given.standstill + 2,
-        alone=True,
-    )
-    project.run("backfill")
-    now_us = time.time_ns() // 1_000
+    project = begun_before(given, folder, broker, given.standstill)
     rows = round(given.rate * given.standstill * 60)
-    begin_us = now_us - round(given.standstill * 60e6)
-    produce_past(project, rows, begin_us, now_us)
     name = f"{given.engine}, {rows:,} rows wait and {given.rate:,.0f} rows/s come"
     with project.streaming() as process:
         with (

@@ -8,7 +8,7 @@ moves it. Training, replay and verification all read the accepted rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -112,6 +112,9 @@ class Gate:
 
     def __post_init__(self) -> None:
         self._highest_us: dict[int, int] = {}
+        self._within_us: int | None = None
+        if self.clock_us is not None and isinstance(self.definition, Request):
+            self._within_us = self.definition.repeated_within_us
 
     def highest_us(self, partition: int) -> int:
         """Return the highest accepted time of a partition; `TIME_MIN` if there is none."""
@@ -120,22 +123,21 @@ class Gate:
     @property
     def forgotten_us(self) -> int:
         """Ids of requests before this time are compared with no row that will be accepted."""
-        return self._below_newest_us(twice=True)
+        return self._below_us(2, self._highest_us.values())
 
-    def _below_newest_us(self, but: int | None = None, *, twice: bool = False) -> int:
-        """Return a time ``repeated_within`` below the highest; `TIME_MIN` where ids are kept.
+    def _comparable_us(self, partition: int) -> int:
+        """Return the earliest time of a partition's requests whose ids can be compared."""
+        of_others = (time_us for number, time_us in self._highest_us.items() if number != partition)
+        return self._below_us(1, of_others)
 
-        Args:
-            but: A partition whose highest time does not count.
-            twice: Whether it is twice as far below.
+    def _below_us(self, times: int, highest_us: Iterable[int]) -> int:
+        """Return a time that is ``repeated_within`` so often below the highest of some times.
+
+        `TIME_MIN` where every id is kept.
         """
-        within_us = None
-        if self.clock_us is not None and isinstance(self.definition, Request):
-            within_us = self.definition.repeated_within_us
-        if within_us is None:
+        if self._within_us is None:
             return TIME_MIN
-        others = (highest for number, highest in self._highest_us.items() if number != but)
-        return max(TIME_MIN, max(others, default=TIME_MIN) - within_us * (2 if twice else 1))
+        return max(TIME_MIN, max(highest_us, default=TIME_MIN) - times * self._within_us)
 
     def copy(self) -> Gate:
         """Return a gate that knows the same, and learns on its own."""
@@ -157,7 +159,7 @@ class Gate:
             self.received,
             highest_us,
             now_us,
-            comparable_us=self._below_newest_us(partition),
+            comparable_us=self._comparable_us(partition),
         )
         return refusals
 

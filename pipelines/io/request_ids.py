@@ -240,7 +240,7 @@ class RequestIds:
     def __init__(self, request: Request, where: Callable[[int, int], str]) -> None:
         self._request, self._where = request, where
         within_us = request.repeated_within_us
-        self._first = None if within_us is not None else FirstPlaces()
+        self._first = FirstPlaces()
         self._recent = None if within_us is None else RecentPlaces(within_us)
 
     @property
@@ -251,7 +251,7 @@ class RequestIds:
     @property
     def nbytes(self) -> int:
         """The bytes that the ids take."""
-        return sum(found.nbytes for found in (self._first, self._recent) if found is not None)
+        return self._first.nbytes if self._recent is None else self._recent.nbytes
 
     def forget_before(self, time_us: int) -> None:
         """Forget the ids of requests before a time, if the request says how long they count.
@@ -275,21 +275,19 @@ class RequestIds:
         """
         places = (partition << _POSITION_BITS) + positions
         digests = self._digests(rows)
-        if self._recent is not None:
-            first = self._recent.add(digests, places, self._times_us(rows))
-        else:
-            assert self._first is not None
+        if self._recent is None:
             first = self._first.add(digests, places)
+        else:
+            first = self._recent.add(digests, places, self._times_us(rows))
         return self._refusals(rows, first, first != places)
 
     def known(self, rows: pa.RecordBatch) -> Refusals:
         """Return the rows whose id an earlier row has, as `repeated`, and add none of them."""
         digests = self._digests(rows)
-        if self._recent is not None:
-            first = self._recent.find(digests, self._times_us(rows))
-        else:
-            assert self._first is not None
+        if self._recent is None:
             first = self._first.find(digests)
+        else:
+            first = self._recent.find(digests, self._times_us(rows))
         return self._refusals(rows, first, first >= 0)
 
     def _digests(self, rows: pa.RecordBatch) -> UInt64Array:
@@ -331,27 +329,28 @@ def ids_so_far(request: Request, log: Log, first: int, unsealed: Iterable[PollPa
         return f"an earlier request of partition {partition} of the log"
 
     def batches() -> Iterator[tuple[int, int, pa.RecordBatch]]:
-        for partition in range(log.partitions(request.name)):
+        partitions = range(log.partitions(request.name))
+        # Those of the topic come first: they say which ids of older files still count.
+        for partition in (*partitions[first:], *partitions[:first]):
             begin = 0
             for batch in log.batches(request.name, partition):
                 yield partition, begin, batch
                 begin += batch.num_rows
-        for part in fresh:
-            yield part.partition, part.start, part.rows
+            for part in fresh:
+                if part.partition == partition:
+                    yield partition, part.start, part.rows
 
     fresh = [part for part in unsealed if part.source == request.name and part.rows is not None]
-    since_us = TIME_MIN
-    if request.repeated_within_us is not None:
-        ends = (
-            int(hashing.bits(batch.column(request.request_time)).max(initial=TIME_MIN))
-            for partition, _, batch in batches()
-            if partition >= first
-        )
-        since_us = max(ends, default=TIME_MIN) - 2 * request.repeated_within_us
-    ids = RequestIds(request, where)
+    within_us, ids = request.repeated_within_us, RequestIds(request, where)
+    newest_us = since_us = TIME_MIN
     for partition, begin, batch in batches():
+        times_us = hashing.bits(batch.column(request.request_time))
+        if within_us is not None and partition >= first:
+            newest_us = max(newest_us, int(times_us.max(initial=TIME_MIN)))
+            since_us = max(TIME_MIN, newest_us - 2 * within_us)
+            ids.forget_before(since_us)
         # Of two rows of the log with one id the first was accepted as such, or both count.
-        recent = np.flatnonzero(hashing.bits(batch.column(request.request_time)) >= since_us)
+        recent = np.flatnonzero(times_us >= since_us)
         ids.repeated(partition, begin + recent, batch.take(pa.array(recent)))
     return ids
 

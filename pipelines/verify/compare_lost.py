@@ -59,7 +59,9 @@ class LossCheck:
             for place, offsets in cuts.offsets.items():
                 if place[0] not in topics:
                     continue  # a source that has no topic any more
-                before = self._before(place, offsets)
+                source, partition = place
+                begin = self._at.get(place, topics[source].offsets[partition])
+                before = _positions_before(begin, offsets)
                 self._check_steps(place, cuts.number, before, offsets, cuts.marks[place], findings)
                 for row in np.flatnonzero(cuts.marks[place]).tolist():
                     number = int(cuts.number[row])
@@ -79,16 +81,6 @@ class LossCheck:
             _add(findings, (source, partition), number, why)
         self._number = until
 
-    def _before(self, place: tuple[str, int], offsets: Any) -> Any:
-        """Return the position before each poll."""
-        source, partition = place
-        begin = self._at.get(place)
-        if begin is None:
-            begin = self._live.topics()[source].offsets[partition]
-        before = np.concatenate([[begin], offsets[:-1]])
-        before[before < 0] = begin  # before the topic had the partition
-        return before
-
     @staticmethod
     def _check_steps(
         place: tuple[str, int],
@@ -107,6 +99,13 @@ class LossCheck:
         ):
             for row in np.flatnonzero(wrong).tolist():
                 _add(findings, place, int(numbers[row]), why)
+
+
+def _positions_before(begin: int, offsets: Any) -> Any:
+    """Return the position before each poll, of which the first goes on from ``begin``."""
+    before = np.concatenate([[begin], offsets[:-1]])
+    before[before < 0] = begin  # before the topic had the partition
+    return before
 
 
 def _fault(chain: list[AcceptedLoss], before: int, after: int, mark: int, received_us: int) -> str:

@@ -101,15 +101,14 @@ class KafkaPythonConsumer:
         does not look again: it is kept here for partitions that are not read now, and concerns no
         position that is before it.
         """
-        read = self._consumer._subscription.assignment
-        found = {
+        assigned = self._consumer._subscription.assignment
+        read = [where for where in self._diverges if TopicPartition(*where) in assigned]
+        firsts = {where: self._diverges.pop(where) for where in read}
+        return {
             where: Lost(self.position(where), truncated=True)
-            for where, first in self._diverges.items()
-            if TopicPartition(*where) in read and self.position(where) > first
+            for where, first in firsts.items()
+            if self.position(where) > first
         }
-        for where in self._diverges.keys() & {Partition(*where) for where in read}:
-            del self._diverges[where]
-        return found
 
     def position(self, partition: Partition) -> int:
         """See `client.Consumer.position`."""
