@@ -147,14 +147,19 @@ def test_nothing_is_assigned(reader: Reader) -> None:
     assert reader.ends() == {}
 
 
+def two_partitions(broker: TestBroker, writer: Writer, count: int) -> tuple[Partition, Partition]:
+    """Return the partitions of a topic that share so many messages."""
+    topic = new_topic(broker, 2)
+    for number in range(count):
+        writer.send(topic, number % 2, None, b"%d" % number)
+    writer.flush()
+    return Partition(topic, 0), Partition(topic, 1)
+
+
 def test_a_new_assignment_reads_every_partition_from_where_it_says(
     broker: TestBroker, reader: Reader, writer: Writer
 ) -> None:
-    topic = new_topic(broker, 2)
-    zero, one = Partition(topic, 0), Partition(topic, 1)
-    for number in range(10):
-        writer.send(topic, number % 2, None, b"%d" % number)
-    writer.flush()
+    zero, one = two_partitions(broker, writer, 10)
     reader.assign({zero: 0})
     assert offsets(reader.poll(5.0, max_messages=2)) == [(0, 0), (0, 1)]
     # What was read ahead of partition 0 is neither lost nor given twice.
@@ -171,14 +176,10 @@ def test_a_new_assignment_reads_every_partition_from_where_it_says(
 def test_a_partition_that_is_left_out_keeps_its_position_and_others_go_on(
     broker: TestBroker, reader: Reader, writer: Writer
 ) -> None:
-    topic = new_topic(broker, 2)
-    zero, one = Partition(topic, 0), Partition(topic, 1)
-    for number in range(20):
-        writer.send(topic, number % 2, None, b"%d" % number)
-    writer.flush()
+    zero, one = two_partitions(broker, writer, 20)
     reader.assign({zero: 0, one: 0})
     first = reader.poll(5.0, max_bytes=1)
-    left_out = Partition(topic, first[0].partition)
+    left_out = Partition(zero.topic, first[0].partition)
     other = one if left_out == zero else zero
     reader.leave_out([left_out])
     rest = read_to(reader, {other: 10})
@@ -193,11 +194,7 @@ def test_a_client_gives_nothing_of_a_paused_partition(
     broker: TestBroker, client: Client, connection: Connection, writer: Writer
 ) -> None:
     """As a reader pauses a partition whose position is lost."""
-    topic = new_topic(broker, 2)
-    zero, one = Partition(topic, 0), Partition(topic, 1)
-    for number in range(20):
-        writer.send(topic, number % 2, None, b"%d" % number)
-    writer.flush()
+    zero, one = two_partitions(broker, writer, 20)
     with closing(client.consumer(connection)) as consumer:
         consumer.assign({zero: 0, one: 0})
         consumer.pause([zero])
