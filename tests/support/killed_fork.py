@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any, Final
+
+from tests.support.fork_server import processes
 
 STEPS: Final = frozenset({"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "open"})
 """Audit events that are steps: what changes the names of files, and every file that is written."""
@@ -40,33 +42,42 @@ def _writes(given: tuple[Any, ...]) -> bool:
 
 
 def steps_of(work: Callable[[], object]) -> list[str]:
-    """Do the work in another process to its end; return its steps."""
-    read, write = os.pipe()
-    if not (child := os.fork()):
-        status = 1
-        try:
-            steps = Steps()
-            work()
-            os.write(write, "\n".join(steps.names).encode())
-            status = 0
-        except BaseException:  # noqa: BLE001 - this process ends here, so it says why
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    os.close(write)
-    with os.fdopen(read) as file:
-        found = file.read()
-    assert os.waitpid(child, 0)[1] == 0
-    return found.split("\n")
+    """Do the work in another process to its end; return its steps.
+
+    Args:
+        work: What can be pickled: the process begins without the threads and locks of this one.
+    """
+    read, write = processes().Pipe(duplex=False)
+    process = processes().Process(target=_do, args=(work, None, write))
+    process.start()
+    write.close()
+    try:
+        found: list[str] = read.recv()
+    except EOFError:  # it has failed, and said why
+        found = []
+    process.join()
+    assert process.exitcode == 0
+    return found
 
 
 def killed_at(step: int, work: Callable[[], object]) -> None:
-    """Do the work in another process, which is killed at a step."""
-    if not (child := os.fork()):
-        try:
-            Steps(step)
-            work()
-        finally:
-            os._exit(1)
-    status = os.waitpid(child, 0)[1]
-    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    """Do the work in another process, which is killed at a step; see `steps_of`."""
+    process = processes().Process(target=_do, args=(work, step, None))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _do(work: Callable[[], object], kill_at: int | None, told: Connection | None) -> None:
+    # What is compiled on the way is no step of the work, and nothing here loses its power.
+    sys.dont_write_bytecode = True
+    setattr(os, "fsync", _does_nothing)  # noqa: B010
+    steps = Steps(kill_at)
+    work()
+    if told is not None:
+        told.send(steps.names)
+        told.close()
+
+
+def _does_nothing(_: int) -> None:
+    return

@@ -42,6 +42,8 @@ _DELETED: Final = (
 _SHORTER: Final = "it ends before: messages were lost, or the topic is another one"
 _TRUNCATED: Final = "messages before it were lost with a broker, and others are in their place"
 _AGAIN_S: Final = 0.1
+_SPREAD_S: Final = 1.0
+"""How long a broker may not know a topic that another has just made."""
 _US_PER_MS: Final = 1_000
 _Answer = TypeVar("_Answer")
 
@@ -263,7 +265,15 @@ class Reader(Closing):
         return self._assigned if partitions is None else tuple(partitions)
 
     def _topics(self, names: Collection[str]) -> dict[str, Topic]:
-        return self._patiently(lambda: self._asker.topics(names))
+        """Ask for topics; one that was just made is not known to every broker at once."""
+        deadline_s = time.monotonic() + _SPREAD_S
+        while True:
+            try:
+                return self._patiently(lambda: self._asker.topics(names))
+            except NoSuchTopic:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(_AGAIN_S)
 
     def _raise_lost(self) -> None:
         if self._lost:

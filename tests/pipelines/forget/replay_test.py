@@ -200,7 +200,7 @@ def test_a_kill_at_any_step_is_finished(
 ) -> None:
     monkeypatch.setattr("os.fsync", lambda _: None)  # nothing here loses its power
     config = copied(served, tmp_path / "rides")
-    steps = steps_of(lambda: forgotten(config, "driver", DRIVER))
+    steps = steps_of(partial(forgotten, config, "driver", DRIVER))
     planned = next(n for n, step in enumerate(steps, 1) if "plan.json" in step)
     chance = random.Random(1)
     early = chance.sample(range(1, planned), 2)

@@ -130,7 +130,7 @@ def test_a_card_is_forgotten_whatever_kills_the_command(
 def kill_again_and_again(config: Configuration, server: RedisServer, folder: Path) -> None:
     """Forget the card: the command is killed before, amid and after what it does, on one root."""
     apart = copied(config, folder)
-    steps = steps_of(lambda: in_a_store_that(_does_nothing, lambda: forgotten(apart)))
+    steps = steps_of(partial(in_a_store_that, _does_nothing, partial(forgotten, apart)))
     planned = next(number for number, step in enumerate(steps, 1) if "plan.json" in step)
     again, go_on = partial(forgotten, config), partial(finish, config, QuietProgress())
     before = contents(config)

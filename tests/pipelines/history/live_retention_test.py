@@ -108,6 +108,12 @@ def removed(project: TopicProject, keep_us: int) -> int:
     return remove_old_rows(keeping(project, keep_us), project.current, QuietProgress())
 
 
+def removed_apart(project: TopicProject) -> int:
+    """Remove all old rows in a process of its own, in which blocks are small, too."""
+    use_small_blocks(pytest.MonkeyPatch())
+    return removed(project, 0)
+
+
 def proven(project: TopicProject) -> dict[str, Any]:
     found = verify(project.config(), QuietProgress(), sample=10)
     assert found["mismatches"] == 0, found["first_mismatches"]
@@ -195,11 +201,11 @@ def test_a_kill_leaves_what_is_removed_later(project: TopicProject, tmp_path: Pa
     backfill(project.config(), QuietProgress())
     before = rows_of(project)
     shutil.copytree(project.folder, tmp_path / "copy")
-    steps = steps_of(partial(removed, project, 0))
+    steps = steps_of(partial(removed_apart, project))
     for step in random.Random(1).sample(range(1, len(steps) + 1), 4):
         shutil.rmtree(project.folder)
         shutil.copytree(tmp_path / "copy", project.folder)
-        killed_at(step, partial(removed, project, 0))
+        killed_at(step, partial(removed_apart, project))
         assert rows_of(project) == before
         project.send(project.now_us, steps=6)
         project.read(steps=1)
