@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import functools
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -90,21 +91,30 @@ def parse_duration(text: str, what: str = "duration") -> int:
             f"{what} must be a text such as '5m' or '1d'; {found(text)}; "
             "write the unit: '5m', not 5"
         )
-    parts = _DURATION.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
+    duration_us = _microseconds(text)
+    if duration_us is None:
         raise DefinitionError(
             f"{what} {shown(text)} is not a duration; write digits and a unit out of "
             f"{', '.join(_UNITS)}, for example '5m', '36h' or '1d12h'"
         )
+    if duration_us > LONGEST_DURATION:
+        raise DefinitionError(
+            f"{what} {shown(text)} is too long; take at most {LONGEST_DURATION // DAY}d"
+        )
+    return duration_us
+
+
+@functools.lru_cache(maxsize=1_024)
+def _microseconds(text: str) -> int | None:
+    """Return a duration, perhaps more than the longest; None if the text is none."""
+    parts = _DURATION.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        return None
     numbers = [number.lstrip("0") or "0" for number, _ in parts]
-    if all(len(number) <= _DIGITS for number in numbers):
-        units = (_UNITS[unit] for _, unit in parts)
-        duration_us = sum(int(n) * unit_us for n, unit_us in zip(numbers, units, strict=True))
-        if duration_us <= LONGEST_DURATION:
-            return duration_us
-    raise DefinitionError(
-        f"{what} {shown(text)} is too long; take at most {LONGEST_DURATION // DAY}d"
-    )
+    if any(len(number) > _DIGITS for number in numbers):
+        return LONGEST_DURATION + 1
+    units = (_UNITS[unit] for _, unit in parts)
+    return sum(int(number) * unit_us for number, unit_us in zip(numbers, units, strict=True))
 
 
 def format_duration(duration_us: int) -> str:

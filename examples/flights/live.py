@@ -41,7 +41,7 @@ TOPICS: Final = ("departures", "arrivals", "weather", "requests", _PREDICTIONS, 
 CONFIGURATION: Final = """
 project: tidemill.examples.flights.live_project:project
 root: run
-shards: 2
+shards: 1
 sources:
 {sources}
 splits: {{train_until: 2013-11-20T00:00:00Z, evaluate_until: {live_from}}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -115,7 +116,7 @@ class Project(Described):
     @property
     def columns(self) -> tuple[FeatureColumn, ...]:
         """All feature columns, view by view."""
-        return tuple(column for view in self.views for column in view.columns)
+        return _columns_of(self)
 
     def view(self, name: str) -> FeatureView:
         """Return a view by name.
@@ -176,3 +177,9 @@ def _same_by_name(things: Iterable[Entity] | Iterable[EventStream], what: str) -
         differs = (other.spec(), other.described()) != (thing.spec(), thing.described())
         if other is not thing and (isinstance(thing, EventStream) or differs):
             raise DuplicateName(f"{what} {thing.name!r} is defined twice; share one object")
+
+
+# Cached as those of a view are, for the same reasons.
+@functools.lru_cache(maxsize=1_024)
+def _columns_of(project: Project) -> tuple[FeatureColumn, ...]:
+    return tuple(column for view in project.views for column in view.columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -188,22 +189,7 @@ class FeatureView(Described):
     @property
     def columns(self) -> tuple[FeatureColumn, ...]:
         """The view's feature columns, in order."""
-        out = []
-        for name, aggregation in self.features.items():
-            for index in range(aggregation.width):
-                suffix = f"_{index}" if aggregation.width > 1 else ""
-                out.append(
-                    FeatureColumn(
-                        name=f"{self.name}__{name}{suffix}",
-                        view=self.name,
-                        feature=name,
-                        index=index,
-                        dtype=aggregation.result_dtype(self.stream.schema),
-                        empty=aggregation.empty,
-                        anchored=aggregation.anchored,
-                    )
-                )
-        return tuple(out)
+        return _columns_of(self)
 
     def spec(self) -> dict[str, Any]:
         """Return a canonical JSON value; features in their declared order."""
@@ -222,3 +208,24 @@ class FeatureView(Described):
     def hash(self) -> str:
         """SHA-256 of the canonical form, 16 hexadecimal digits."""
         return hash_of(self)
+
+
+# Cached, because every batch needs them; not stored in the definition, which is pickled.
+@functools.lru_cache(maxsize=1_024)
+def _columns_of(view: FeatureView) -> tuple[FeatureColumn, ...]:
+    out = []
+    for name, aggregation in view.features.items():
+        for index in range(aggregation.width):
+            suffix = f"_{index}" if aggregation.width > 1 else ""
+            out.append(
+                FeatureColumn(
+                    name=f"{view.name}__{name}{suffix}",
+                    view=view.name,
+                    feature=name,
+                    index=index,
+                    dtype=aggregation.result_dtype(view.stream.schema),
+                    empty=aggregation.empty,
+                    anchored=aggregation.anchored,
+                )
+            )
+    return tuple(out)

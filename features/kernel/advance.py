@@ -13,6 +13,7 @@ It does no I/O and reads no clock. It changes the state in place.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -69,12 +70,17 @@ def answers_schema(plan: Plan) -> pa.Schema:
     ``ordinal``: the caller's number for the request. ``as_of``: the instant of the answer.
     ``values``: the 64-bit patterns of the view's columns. ``nulls``: a byte per column, 1 = null.
     """
+    return _answers_schema(len(plan.columns))
+
+
+@functools.lru_cache(maxsize=256)
+def _answers_schema(columns: int) -> pa.Schema:
     return pa.schema(
         [
             pa.field(ORDINAL, pa.int64()),
             pa.field("as_of", pa.int64()),
-            pa.field(VALUES, pa.binary(8 * len(plan.columns))),
-            pa.field(NULLS, pa.binary(len(plan.columns))),
+            pa.field(VALUES, pa.binary(8 * columns)),
+            pa.field(NULLS, pa.binary(columns)),
         ]
     )
 
@@ -85,14 +91,19 @@ def publications_schema(plan: Plan) -> pa.Schema:
     A publication says that an entity has these values from ``event_timestamp`` until
     ``valid_until``, unless an event comes. Of an anchored column it has the anchor.
     """
+    return _publications_schema(len(plan.columns))
+
+
+@functools.lru_cache(maxsize=256)
+def _publications_schema(columns: int) -> pa.Schema:
     return pa.schema(
         [
             pa.field(KEY, pa.string()),
             pa.field("event_timestamp", pa.int64()),
             pa.field("valid_until", pa.int64()),
             pa.field("revision", pa.int64()),
-            pa.field(VALUES, pa.binary(8 * len(plan.columns))),
-            pa.field(NULLS, pa.binary(len(plan.columns))),
+            pa.field(VALUES, pa.binary(8 * columns)),
+            pa.field(NULLS, pa.binary(columns)),
         ]
     )
 
@@ -134,8 +145,11 @@ def advance_steps(
 
 
 def _advance_run(state: State, steps: Sequence[Step], publish: Publish) -> list[Advance]:
-    work = Work(state, steps)
     until_us = steps[-1].until_us
+    if publish is not Publish.ALL and _nothing_happens(state, steps):
+        state.frontier_us = until_us
+        return [nothing_advanced(state)] * len(steps)
+    work = Work(state, steps)
     if publish in (Publish.NEWEST, Publish.ALL):
         chunks = iter([(len(work.event_order), len(work.request_order), until_us)])
     else:
@@ -216,6 +230,12 @@ def _by_step(
     ]
 
 
+def _nothing_happens(state: State, steps: Sequence[Step]) -> bool:
+    """Tell whether no row comes, and no window ends: boundaries are multiples of the hop."""
+    is_empty = all(not step.events and not step.requests for step in steps)
+    return is_empty and state.wheel_hop == steps[-1].until_us // state.plan.hop_us
+
+
 def nothing_advanced(state: State) -> Advance:
     """Return the result of an advance without rows to an unchanged frontier."""
     return Advance(
@@ -228,9 +248,12 @@ def nothing_advanced(state: State) -> Advance:
 def _one_batch(batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
     if len(batches) == 1:
         return batches[0]
-    if not batches:
-        return pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)
-    return pa.concat_batches(batches)
+    return pa.concat_batches(batches) if batches else _no_rows(schema)
+
+
+@functools.lru_cache(maxsize=256)
+def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)
 
 
 def _empty_answers(plan: Plan, rows: int) -> tuple[Int64Array, npt.NDArray[np.uint8]]:
@@ -269,6 +292,10 @@ def _advance_chunk(
             state.wheel_hop,
             until_hop,
         )
+    if not (len(due) or len(event_order) or len(request_order)):
+        state.wheel_hop = until_hop
+        queries = np.empty((0, Q_TAILS + len(plan.windows_us)), np.int64)
+        return queries, *_empty_answers(plan, 0)
     state.batch_number += 1
     group_entity, group_start, codes = layout.group_rows(
         work.event_entity,

@@ -7,6 +7,7 @@ features, because the cost of an Arrow batch grows with its columns. The cells o
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 import numpy as np
@@ -38,13 +39,18 @@ for the request, which the answer repeats."""
 
 def events_schema(plan: Plan) -> pa.Schema:
     """Return the schema of a view's prepared events."""
+    return _events_schema(plan.row_words)
+
+
+@functools.lru_cache(maxsize=256)
+def _events_schema(row_words: int) -> pa.Schema:
     return pa.schema(
         [
             pa.field(KEY, pa.string()),
             pa.field(TIME, pa.int64()),
             pa.field(ID, pa.string()),
             pa.field(DIGEST, pa.binary(16)),
-            pa.field(CELLS, pa.binary(8 * plan.row_words)),
+            pa.field(CELLS, pa.binary(8 * row_words)),
         ]
     )
 
@@ -75,6 +81,12 @@ def nulls_of(array: pa.Array) -> UInt8Array:
     return _matrix(array, np.uint8)
 
 
+# Expressions are frozen, and known by their identity.
+@functools.lru_cache(maxsize=4_096)
+def _canonical(expression: Expression) -> str:
+    return repr(expression.spec())
+
+
 class _Evaluator:
     """Evaluates expressions over one batch, each distinct expression once."""
 
@@ -83,7 +95,7 @@ class _Evaluator:
         self._known: dict[str, pa.Array] = {}
 
     def __call__(self, expression: Expression) -> pa.Array:
-        key = repr(expression.spec())
+        key = _canonical(expression)
         if key not in self._known:
             self._known[key] = expression.evaluate(self._batch)
         return self._known[key]

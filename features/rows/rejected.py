@@ -8,6 +8,7 @@ record's place in its log, and its bytes, so that it can be repaired and replaye
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -145,6 +146,7 @@ def batch(
     )
 
 
+@functools.cache
 def none() -> pa.RecordBatch:
     """Return a batch of `SCHEMA` without rows."""
     return pa.RecordBatch.from_pylist([], schema=SCHEMA)
@@ -156,7 +158,7 @@ def concat(batches: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
     Raises:
         InputError: A batch has other columns.
     """
-    found = list(batches)
+    found = [one for one in batches if one is not none()]
     for one in found:
         if not one.schema.equals(SCHEMA):
             raise InputError(
@@ -164,4 +166,6 @@ def concat(batches: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
                 f"found {one.schema.to_string()}; build them with "
                 "tidemill.features.rows.rejected.batch"
             )
+    if len(found) == 1:
+        return found[0]
     return pa.concat_batches(found) if found else none()

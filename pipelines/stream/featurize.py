@@ -27,8 +27,6 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.coders import BytesCoder
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
-from apache_beam.transforms.window import GlobalWindow
-from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
 import tidemill.pipelines.io.coders  # noqa: F401 - Beam takes them from its registry
@@ -53,6 +51,7 @@ from tidemill.pipelines.stream.state_files import (
     write_joiner,
 )
 from tidemill.pipelines.stream.token_cache import TOKEN_BYTES, TokenCache, new_token
+from tidemill.pipelines.stream.windowed import windowed
 from tidemill.pipelines.stream.wire_format import (
     Published,
     addressed,
@@ -83,11 +82,6 @@ def forget_run(run: str) -> None:
     """
     _OPERATORS.forget(run)
     _JOINERS.forget(run)
-
-
-def _windowed(value: Any, time_us: int) -> WindowedValue:
-    stamp = Timestamp(micros=min(max(time_us, MIN_TIMESTAMP.micros), MAX_TIMESTAMP.micros))
-    return WindowedValue(value, stamp, [GlobalWindow()])
 
 
 class _OncePerKey(beam.DoFn):
@@ -220,7 +214,7 @@ class _Operate(_OncePerKey):
     ) -> Iterator[WindowedValue]:
         """Return the elements for all joiners that a part of an operator gives."""
         found = addressed(part, key, self._options.joiners)
-        return (_windowed(element, time_us) for element in found)
+        return (windowed(element, time_us) for element in found)
 
     def _load(
         self, key: str, head: Any, log: Any, snapshot: Any, waiting: Any
@@ -268,10 +262,10 @@ class _Operate(_OncePerKey):
             if self._options.publish:
                 found = published(operator, release)
                 self._published.append(found)
-                logged = _windowed(pack(found, key.text), at)
+                logged = windowed(pack(found, key.text), at)
                 out.append(beam.pvalue.TaggedOutput(PUBLICATIONS, logged))
             line = release.epoch, release_line(operator, release)
-            out.append(beam.pvalue.TaggedOutput(RELEASES, _windowed(line, at)))
+            out.append(beam.pvalue.TaggedOutput(RELEASES, windowed(line, at)))
 
 
 @beam.typehints.with_input_types(tuple[str, bytes])
@@ -324,11 +318,11 @@ class _Join(_OncePerKey):
             answered, unanswered = joiner.receive(parts)
             for batch in answered:
                 newest = batch.column(time).cast(pa.int64())[-1].as_py()
-                yield _windowed(with_epoch(batch, joiner.epoch), newest)
+                yield windowed(with_epoch(batch, joiner.epoch), newest)
             for lost in unanswered:
                 newest = lost.rows.column(time).cast(pa.int64())[-1].as_py()
                 data = encode_unanswered(lost)
-                yield beam.pvalue.TaggedOutput(UNANSWERED, _windowed(data, newest))
+                yield beam.pvalue.TaggedOutput(UNANSWERED, windowed(data, newest))
             if not joiner.at_savepoint:
                 return
             if stream is not None:

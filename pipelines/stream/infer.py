@@ -14,8 +14,10 @@ from typing import Final
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+from apache_beam.utils.windowed_value import WindowedValue
 
 from tidemill.features.definitions import Project
+from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import NULLS, VALUES
 from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.kernel.prepare import matrix_of, nulls_of
@@ -23,6 +25,7 @@ from tidemill.pipelines.io.epochs import epoch_of, with_epoch
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
 from tidemill.pipelines.stream.answer_join import AS_OF, RELEASE, SHARD
 from tidemill.pipelines.stream.operator_figures import report_predictions, scoring
+from tidemill.pipelines.stream.windowed import windowed
 from tidemill.pipelines.telemetry.stage_figures import NO_FIGURES, FiguresPlace
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.inference import Scorer, shared_scorer
@@ -106,6 +109,9 @@ def scorer_of(bundle: Path, project: Project) -> Scorer:
 class Infer(beam.DoFn):
     """Turns answered record batches into predictions.
 
+    The answers of a bundle are scored together, since a call takes about as long for many rows as
+    for a few; each batch of answers gives a batch of predictions still.
+
     Attributes:
         project: The project.
         bundle: The bundle's folder; None for a project without a model.
@@ -120,10 +126,29 @@ class Infer(beam.DoFn):
         """Load the bundle; the scorer is shared in the process."""
         self._scorer = None if self.bundle is None else scorer_of(self.bundle, self.project)
 
-    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Score answered requests."""
+    def start_bundle(self) -> None:
+        """Begin a bundle."""
+        self._bundle: list[pa.RecordBatch] = []
+
+    def process(self, element: pa.RecordBatch) -> None:
+        """Collect answered requests."""
+        self._bundle.append(element)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        """Score the bundle; yield the predictions of each batch, with its newest time."""
+        bundle, self._bundle = self._bundle, []
+        start, time_column = 0, self.project.request.request_time
+        if bundle:
+            made = self._scored(pa.concat_batches([with_epoch(one, 0) for one in bundle]))
+        for answered in bundle:
+            mine = made.slice(start, answered.num_rows)
+            start += answered.num_rows
+            newest_us = hashing.bits(answered.column(time_column))[-1]
+            yield windowed(with_epoch(mine, epoch_of(answered)), int(newest_us))
+
+    def _scored(self, answered: pa.RecordBatch) -> pa.RecordBatch:
         figures = self.figures.here()
-        with scoring(figures, element.num_rows):
-            made = predictions(self.project, self._scorer, element, time.time_ns() // 1_000)
+        with scoring(figures, answered.num_rows):
+            made = predictions(self.project, self._scorer, answered, time.time_ns() // 1_000)
         report_predictions(figures, made)
-        yield with_epoch(made, epoch_of(element))
+        return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 import pyarrow as pa
@@ -21,6 +22,8 @@ OF_RELEASE: Final = ("_shard", "_release")
 
 def named_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.RecordBatch:
     """Convert kernel publications to the schema `serving.publications.schema`."""
+    if not kernel.num_rows:
+        return _nothing(view)
     values, nulls = matrix_of(kernel.column(VALUES)), nulls_of(kernel.column(NULLS))
     arrays = column_arrays(view.columns, values, nulls)
     return pa.RecordBatch.from_arrays(
@@ -33,6 +36,11 @@ def named_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.RecordBa
         ],
         schema=publications.schema(view),
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _nothing(view: FeatureView) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([], schema=publications.schema(view))
 
 
 def logged_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.Table:

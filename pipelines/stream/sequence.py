@@ -12,6 +12,7 @@ Arrow rows of each batch.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import struct
 from collections.abc import Iterable, Iterator
@@ -86,11 +87,12 @@ class SequencedBatch:
 
 def sequenced_events_schema(plan: Plan) -> pa.Schema:
     """Return the schema of the event rows in a sequenced batch."""
-    return (
-        events_schema(plan)
-        .append(pa.field(ORDINAL, pa.int64()))
-        .append(pa.field(ARRIVAL, pa.int64()))
-    )
+    return _with_places(events_schema(plan))
+
+
+@functools.lru_cache(maxsize=256)
+def _with_places(events: pa.Schema) -> pa.Schema:
+    return events.append(pa.field(ORDINAL, pa.int64())).append(pa.field(ARRIVAL, pa.int64()))
 
 
 REQUEST_ROWS: Final = REQUESTS_SCHEMA.append(pa.field(GROUP, pa.int64())).append(

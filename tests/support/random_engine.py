@@ -218,12 +218,13 @@ class RandomEngine:
                 one.waiting = waiting
 
     def _write(self, outputs: Iterable[Any]) -> None:
-        published, releases, predicted = [], [], []
+        published, releases = [], []
+        self._infer.start_bundle()
         for output in outputs:
             if isinstance(output, tuple):
                 self._stages[1].waiting.append(output)
             elif not isinstance(output, TaggedOutput):
-                predicted += self._infer.process(output)
+                self._infer.process(output)
             elif output.tag == PUBLICATIONS:
                 published.append(output.value)
             elif output.tag == RELEASES:
@@ -232,4 +233,4 @@ class RandomEngine:
                 raise AssertionError("a request was given up")
         _bundle(self._log, published)
         _bundle(self._releases, releases)
-        _bundle(self._predictions, predicted)
+        _bundle(self._predictions, [one.value for one in self._infer.finish_bundle()])
