@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -46,7 +46,11 @@ def model_columns(project: Project, answered: pa.RecordBatch) -> dict[str, pa.Ar
 
 
 def predictions(
-    project: Project, scorer: Scorer | None, answered: pa.RecordBatch, created_us: int
+    project: Project,
+    scorer: Scorer | None,
+    answered: pa.RecordBatch,
+    created_us: int,
+    parts: Sequence[int] | None = None,
 ) -> pa.RecordBatch:
     """Score answered requests.
 
@@ -55,6 +59,7 @@ def predictions(
         scorer: A bundle's scorer; None for a project without a model.
         answered: Answered requests (`pipelines.stream.answer_join.answered_schema`), ``(rows,)``.
         created_us: The wall clock, for the predictions' stamps.
+        parts: The rows of each part, which is scored as if it were alone; None is one part.
 
     Returns:
         One prediction for each request, ``(rows,)``: ids and times, the instant and release of each
@@ -79,8 +84,9 @@ def predictions(
         score, padded = pa.nulls(rows, pa.float32()), pa.nulls(rows, pa.int64())
         values: tuple[str | bool | None, ...] = (None, None, project.hash, None, None, None)
     else:
-        score = pa.array(scorer.score(pa.RecordBatch.from_pydict(columns)))
-        padded = pa.array(scorer.padded_rows(rows).astype(np.int64))
+        parts = [rows] if parts is None else parts
+        score = pa.array(scorer.score(pa.RecordBatch.from_pydict(columns), parts))
+        padded = pa.array(scorer.padded_rows(*parts).astype(np.int64))
         by = scorer.stamps
         values = (by.bundle, by.transform, by.features, by.device, by.tensorflow, by.xla)
     out["score"] = score
@@ -110,7 +116,8 @@ class Infer(beam.DoFn):
     """Turns answered record batches into predictions.
 
     The answers of a bundle are scored together, since a call takes about as long for many rows as
-    for a few; each batch of answers gives a batch of predictions still.
+    for a few. Each batch of answers gives a batch of predictions, the same bytes as alone: what a
+    bundle is depends on the engine.
 
     Attributes:
         project: The project.
@@ -139,16 +146,18 @@ class Infer(beam.DoFn):
         bundle, self._bundle = self._bundle, []
         start, time_column = 0, self.project.request.request_time
         if bundle:
-            made = self._scored(pa.concat_batches([with_epoch(one, 0) for one in bundle]))
+            made = self._scored(bundle)
         for answered in bundle:
             mine = made.slice(start, answered.num_rows)
             start += answered.num_rows
             newest_us = hashing.bits(answered.column(time_column))[-1]
             yield windowed(with_epoch(mine, epoch_of(answered)), int(newest_us))
 
-    def _scored(self, answered: pa.RecordBatch) -> pa.RecordBatch:
-        figures = self.figures.here()
+    def _scored(self, bundle: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+        figures, now_us = self.figures.here(), time.time_ns() // 1_000
+        answered = pa.concat_batches([with_epoch(one, 0) for one in bundle])
+        parts = [one.num_rows for one in bundle]
         with scoring(figures, answered.num_rows):
-            made = predictions(self.project, self._scorer, answered, time.time_ns() // 1_000)
+            made = predictions(self.project, self._scorer, answered, now_us, parts)
         report_predictions(figures, made)
         return made

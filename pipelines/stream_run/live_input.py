@@ -70,6 +70,9 @@ STOP: Final = "stop.json"
 _AGAIN_SECONDS: Final = 1.0
 _AHEAD_US: Final = 60 * SECOND
 """Whenever a partition is left out or read again, what was read ahead is read twice."""
+_TRAVELS: Final = 60
+"""By so many times of travel may partitions be apart whose producers replay the past."""
+_HOLD_S: Final = 0.1
 _MOST_UNREAD: Final = 1
 """The most polls that are written down and that no operator has taken. A stream that does not keep
 up then gets larger polls, which cost less a row, and not more of them to wait for."""
@@ -391,7 +394,10 @@ class LiveInput:
             is_live = topic is not None and partition >= topic.first
             length = None if is_live else self._log.digests(definition.name, partition).rows
             order.append((definition.name, partition, length))
-        waits = [one.kafka.quiet_us for one in self.config.sources.values() if one.kafka]
+        topics_of = [one.kafka for one in self.config.sources.values() if one.kafka]
+        is_exact = Mode(self.start.run.mode) is Mode.EXACT
+        # What replays the past may pass a minute in a moment: how fast, its travel times tell.
+        replayed_us = max((one.quiet_us for one in topics_of if one.clock == "messages"), default=0)
         return LiveReader(
             sources,
             order,
@@ -399,8 +405,10 @@ class LiveInput:
             self.live.sealed().offsets,
             Pace(
                 poll_messages=self.config.stream.poll_rows,
-                quiet_us=max(waits),
-                ahead_us=_AHEAD_US if Mode(self.start.run.mode) is Mode.EXACT else None,
+                hold_s=_HOLD_S if is_exact else None,
+                quiet_us=max(one.quiet_us for one in topics_of),
+                ahead_us=max(_AHEAD_US, _TRAVELS * replayed_us) if is_exact else None,
+                near_us=max(SECOND, replayed_us),
             ),
             # Rows received before the savepoint would not belong to this stream.
             after_us=self.start.handoff.as_of_us - 1,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -81,12 +81,16 @@ class Scorer:
             xla=_xla_by_itself(),
         )
 
-    def score(self, columns: Columns) -> npt.NDArray[np.float32]:
+    def score(
+        self, columns: Columns, parts: Sequence[int] | None = None
+    ) -> npt.NDArray[np.float32]:
         """Score a batch.
 
         Args:
             columns: Every model input by name in its declared type (int64, float64, bool or
                 string; nullable); further columns are ignored.
+            parts: The rows of each part of the batch, whose scores are those of the part alone:
+                parts that are padded to the same shape share a call if they fit. None is one part.
 
         Returns:
             float32, ``(rows,)``.
@@ -96,7 +100,7 @@ class Scorer:
         """
         batch = self._batch(columns)
         scores = np.empty(batch.num_rows, np.float32)
-        for start, stop, blocks in self._calls(batch):
+        for start, stop, blocks in self._calls(batch, parts):
             scores[start:stop] = self._score(**blocks)["score"].numpy()[: stop - start]
         return scores
 
@@ -119,12 +123,16 @@ class Scorer:
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
     @staticmethod
-    def padded_rows(rows: int) -> npt.NDArray[np.int32]:
-        """Return the padded rows of the call that scores each row of a batch, int32 ``(rows,)``."""
-        out = np.full(rows, MAX_ROWS, np.int32)
-        if remainder := rows % MAX_ROWS:
-            out[rows - remainder :] = padded_rows(remainder)
-        return out
+    def padded_rows(*parts: int) -> npt.NDArray[np.int32]:
+        """Return the padded rows of the call that scores each row of a batch, int32 ``(rows,)``.
+
+        Args:
+            parts: The rows of each part of the batch (`score`).
+        """
+        pieces = list(_pieces(parts))
+        return np.repeat(
+            np.array([padded_rows(rows) for rows in pieces], np.int32), np.array(pieces, np.int64)
+        )
 
     def _batch(self, columns: Columns) -> pa.RecordBatch:
         if isinstance(columns, pa.RecordBatch):
@@ -136,16 +144,39 @@ class Scorer:
             arrays = _from_mapping(columns, inputs)
         return pa.RecordBatch.from_arrays(arrays, names=[wanted.name for wanted in inputs])
 
-    def _calls(self, batch: pa.RecordBatch) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    def _calls(
+        self, batch: pa.RecordBatch, parts: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, int, dict[str, Any]]]:
         """Yield (from, to, tensors) for each call that a batch needs."""
         if batch.num_rows == 0:
             for wanted in self.bundle.inputs:
                 input_column(batch, wanted)
             return
-        for start in range(0, batch.num_rows, MAX_ROWS):
-            part = batch.slice(start, MAX_ROWS)
-            blocks = self._layout.pack(part, padded_rows(part.num_rows))
-            yield start, start + part.num_rows, _tensors(blocks)
+        start = 0
+        for rows, padded in _shared_calls([batch.num_rows] if parts is None else parts):
+            yield start, start + rows, _tensors(self._layout.pack(batch.slice(start, rows), padded))
+            start += rows
+
+
+def _pieces(parts: Iterable[int]) -> Iterator[int]:
+    """Cut parts into pieces for which one call is enough; yield the rows of each."""
+    for rows in parts:
+        yield from [MAX_ROWS] * (rows // MAX_ROWS)
+        if rows % MAX_ROWS:
+            yield rows % MAX_ROWS
+
+
+def _shared_calls(parts: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield the rows and the padded rows of each call: pieces of one shape share it if they fit."""
+    rows = shape = 0
+    for piece in _pieces(parts):
+        padded = padded_rows(piece)
+        if rows and (padded != shape or rows + piece > shape):
+            yield rows, shape
+            rows = 0
+        rows, shape = rows + piece, padded
+    if rows:
+        yield rows, shape
 
 
 _shared: dict[str, Scorer] = {}

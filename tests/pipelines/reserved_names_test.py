@@ -41,7 +41,7 @@ class _Scorer:
         bundle="", transform="", features="", device="", tensorflow="", xla=False
     )
 
-    def score(self, rows: pa.RecordBatch) -> np.ndarray:
+    def score(self, rows: pa.RecordBatch, parts: object) -> np.ndarray:
         return np.zeros(rows.num_rows)
 
     def padded_rows(self, rows: int) -> np.ndarray:

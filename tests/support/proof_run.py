@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -273,7 +273,9 @@ class FakeScorer:
 
     stamps = Stamps("b1", "t1", PROJECT.hash, "CPU", "2.21", False)
 
-    def score(self, columns: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def score(
+        self, columns: pa.RecordBatch, parts: Sequence[int] | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
         return np.zeros(columns.num_rows, np.float32)
 
     padded_rows = staticmethod(Scorer.padded_rows)

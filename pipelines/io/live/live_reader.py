@@ -17,7 +17,7 @@ The promises:
 * A row, a message or a poll that cannot be used is rejected with its bytes; none stops a partition.
   Mended messages (`pipelines.io.live.mended`) come in polls of their own, each once.
 * No watermark steps back.
-* No partition, and no source, runs ahead of another that has messages to be read
+* No partition, and no source, runs ahead of another that is behind with its messages
   (`Pace.ahead_us`, `Pace.near_us`): rows wait in the topic and not in memory, however long the
   stream has stood still, and however much larger the messages of one source are.
 * No position is passed over but in a poll of its own, with the record that a person has accepted it
@@ -32,10 +32,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +69,10 @@ from tidemill.pipelines.io.payloads.decoding import Decoded
 from tidemill.pipelines.io.poll import Poll, PollPart
 
 _log = logging.getLogger(__name__)
+
+_CHECKS_AT_MOST: Final = 20
+"""Asking for the ends of the sources that hold the frontier takes one of so many parts of the time,
+at most."""
 
 
 @dataclass
@@ -157,6 +161,8 @@ class LiveReader:
             source.definition.name: TIME_MIN for source in sources if source.clock == "messages"
         }
         self._beat_s = self._checked_s = self._counted_s = self._mended_s = -math.inf
+        self._held_s = -math.inf
+        self._ends_before: dict[tuple[str, int], Ends] = {}
         self._unsaid = False
         if (last := log.last()) is not None:
             self._go_on(last)
@@ -239,12 +245,13 @@ class LiveReader:
             )
         moved = self._moved
         if now_s - self._checked_s >= self._pace.check_s:
-            self._checked_s = now_s
-            for name, source in self._sources.items():
-                self.figures.away.add(name)
-                with suppress(BrokerUnreachable):  # then nothing is known
-                    self._check_quiet(source)
-                    self.figures.away.discard(name)
+            self._checked_s = self._held_s = now_s
+            self._ends_before = dict(self.figures.ends)
+            self._check(self._sources)
+        elif now_s >= self._held_s and (holding := self._holding()):
+            self._check(holding)
+            took_s = self._seconds() - now_s
+            self._held_s = now_s + max(self._pace.hold_s or 0.0, _CHECKS_AT_MOST * took_s)
         self._unsaid |= self._raise_watermarks()
         is_due = self._unsaid and now_s - self._beat_s >= self._pace.beat_s
         if not (moved or is_due or is_marked):
@@ -416,11 +423,14 @@ class LiveReader:
         return min((time_us for time_us in reached if time_us > TIME_MIN), default=TIME_MAX)
 
     def _reached_us(self, name: str) -> list[int]:
-        """Return the highest time of each partition of a source that is known to have more."""
+        """Return the highest time of each partition of a source that is behind.
+
+        One that has not been read to where it ended a moment ago is as any other that is read.
+        """
         source = self._sources[name]
         return [
             source.judge.highest_us(source.first + partition)
-            for (of_source, partition), end in self.figures.ends.items()
+            for (of_source, partition), end in self._ends_before.items()
             if of_source == name and self._at[name, partition].offset < end.stable
         ]
 
@@ -437,6 +447,29 @@ class LiveReader:
         """Tell whether a source is read now: not while all that it has more of is ahead."""
         reached = self._reached_us(name)
         return not reached or min(reached) <= until_us + self._pace.near_us
+
+    def _holding(self) -> list[str]:
+        """Return the sources that hold back the frontier for which rows wait."""
+        if self._pace.hold_s is None:
+            return []
+        frontier_us = min(at.watermark_us for at in self._at.values())
+        newest_us = max(
+            source.judge.highest_us(source.first + partition)
+            for source in self._sources.values()
+            for partition in range(source.partitions)
+        )
+        if newest_us < frontier_us:
+            return []
+        return sorted(
+            {name for (name, _), at in self._at.items() if at.watermark_us == frontier_us}
+        )
+
+    def _check(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.figures.away.add(name)
+            with suppress(BrokerUnreachable):  # then nothing is known
+                self._check_quiet(self._sources[name])
+                self.figures.away.discard(name)
 
     def _check_quiet(self, source: LiveSource) -> None:
         """Note which partitions of a source have been read to their end as of now."""

@@ -63,15 +63,18 @@ class Pace:
         poll_messages: The most messages of a source in one poll.
         rest_s: How long it rests after a poll without messages.
         beat_s: How often, at most, a poll without messages says that watermarks have risen.
-        check_s: How often it asks the broker for the ends of quiet partitions.
+        check_s: How often it asks the brokers for the ends of all partitions.
+        hold_s: How often, at most, it asks for those of a source that holds the frontier back while
+            rows wait for it; None for a mode in which they do not. It asks more rarely where asking
+            would take more than a twentieth of the time.
         quiet_us: How long before the instant of such a check a message may have been created that
             is still on its way to the broker: so much less is the watermark of a quiet partition.
         partitions_s: How often it asks the brokers whether topics have got more partitions.
         mended_s: How often it looks for mended messages.
-        ahead_us: How far the rows of a partition may be ahead of another one that has messages to
-            be read: what is further ahead would only wait, in memory, for the frontier. None for
-            a mode in which rows do not wait.
-        near_us: The same of a source: while all its partitions with more messages are further
+        ahead_us: How far the rows of a partition may be ahead of another one that is behind (it
+            has messages that were there at the check before the last): what is further ahead would
+            only wait, in memory, for the frontier. None for a mode in which rows do not wait.
+        near_us: The same of a source: while all its partitions that are behind are further
             ahead, none is asked of it, which costs nothing, as leaving out partitions does.
     """
 
@@ -79,6 +82,7 @@ class Pace:
     rest_s: float = 0.005
     beat_s: float = 0.1
     check_s: float = 0.5
+    hold_s: float | None = None
     quiet_us: int = 2 * SECOND
     partitions_s: float = 10.0
     mended_s: float = 1.0

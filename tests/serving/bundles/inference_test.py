@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -106,6 +107,32 @@ def test_a_long_batch_is_scored_in_several_calls(scorer: Scorer) -> None:
     scores = scorer.score(batch)
     assert scores[:MAX_ROWS].tobytes() == scorer.score(batch.slice(0, MAX_ROWS)).tobytes()
     assert scores[MAX_ROWS:].tobytes() == scorer.score(batch.slice(MAX_ROWS)).tobytes()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_parts_of_a_batch_are_scored_as_if_each_were_alone(scorer: Scorer, seed: int) -> None:
+    chance = random.Random(seed)
+    parts = [chance.choice([0, 1, 3, 7, 8, 9, 40, MAX_ROWS + 11][: 8 - seed]) for _ in range(12)]
+    batch, start = _batch(sum(parts)), 0
+    together, padded = scorer.score(batch, parts), scorer.padded_rows(*parts)
+    assert len(together) == len(padded) == batch.num_rows
+    for rows in parts:
+        alone = scorer.score(batch.slice(start, rows))
+        assert together[start : start + rows].tobytes() == alone.tobytes()
+        assert (padded[start : start + rows] == scorer.padded_rows(rows)).all()
+        start += rows
+
+
+def test_parts_of_one_shape_share_calls_that_have_room(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    score = scorer._score
+    monkeypatch.setattr(
+        scorer, "_score", lambda **blocks: (calls.append(len(blocks["text"])), score(**blocks))[1]
+    )
+    scorer.score(_batch(3 + 5 + 1 + 12 + 8 + 2), [3, 5, 1, 12, 8, 2])
+    assert calls == [8, 8, 16, 8, 8]
 
 
 def test_an_empty_batch_has_no_scores(scorer: Scorer) -> None:
