@@ -68,7 +68,7 @@ class Mismatch:
     """A difference between what was served and what should have been.
 
     Attributes:
-        what: ``value``, ``as_of``, ``release``, ``shard``, ``request``, ``missing``, ``extra``,
+        what: ``value``, ``as_of``, ``release``, ``shard``, ``request``, ``lost``, ``extra``,
             ``doubled``, ``oracle``, ``store``, ``score`` or another stamp of a prediction,
             ``publication``, ``rejected``, ``offline``, ``training``, ``state``, ``savepoint``,
             ``record``, ``log`` or ``archive``; of a topic, ``delivered lost``,

@@ -160,6 +160,7 @@ def prove_stream(
     witnesses: Witnesses,
     sampling: Sampling,
     origins: Mapping[str, Origin],
+    known: Findings | None = None,
 ) -> Proof:
     """Prove one stream, and the rows of the online store that it has published.
 
@@ -169,11 +170,14 @@ def prove_stream(
         witnesses: Reads what its log was made from.
         sampling: What the oracle compares.
         origins: View to what its rows in the online store were made from.
+        known: What is counted already (`pipelines.verify.lost_requests`); None for nothing.
 
     Raises:
         StateMismatch: There is no record of the stream.
     """
     proof, current = Proof(), config.current
+    if known is not None:
+        proof.features = known.forget_details()
     run = StreamRun.read(current.stream_folder)
     if run is None:
         raise StateMismatch(

@@ -1,7 +1,8 @@
-"""Matching predictions with requests: none missing, extra or doubled, each with the right inputs.
+"""Matching predictions with requests: none lost, extra or doubled, each with the right inputs.
 
 Every request of the original history that the stream has answered must have a prediction, unless
-its polls reject it. A missing, extra or doubled prediction counts as one mismatch per feature.
+its polls reject it: without one it is lost. A lost, extra or doubled prediction counts as one
+mismatch per feature.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def serve_beside_requests(
     project: Project,
     findings: Findings,
 ) -> Served:
-    """Find the request of each prediction; note missing, extra and doubled predictions.
+    """Find the request of each prediction; note lost, extra and doubled predictions.
 
     Args:
         asked: The requests that were received in the period of the stream.
@@ -161,7 +162,7 @@ def serve_beside_requests(
     for id in asked_ids.filter(pa.array(missing)).to_pylist():
         cause = "the releases have its answer"
         findings.add(
-            Mismatch("missing", id, seen="no prediction", expected="one", cause=cause), features
+            Mismatch("lost", id, seen="no answer", expected="an answer", cause=cause), features
         )
     waiting = int((lacking & ~missing).sum())
     kept = np.flatnonzero(known & first)

@@ -6,6 +6,7 @@ compared is counted and said. The witness is the raw files (`pipelines.verify.wi
 * `pipelines.verify.outputs`: a stream is repeated from the log; its releases, publications, scores,
   stamps and rejected records are compared, and the rows of the online store, column by column;
 * `pipelines.verify.outputs.compare_delivered`: the messages of the topics that it has written to;
+* `pipelines.verify.lost_requests`: requests that a live stream should have answered, and has not;
 * `pipelines.verify.compare_predictions`: the features of predictions, as complete and as seen;
 * `pipelines.verify.compare_labels`: predictions whose label had come before their request;
 * `pipelines.verify.diagnosis`: the cause of a wrong value;
@@ -35,6 +36,7 @@ from tidemill.pipelines.verify.compare_oracle import DEADLINE_S
 from tidemill.pipelines.verify.definitions_of import made_otherwise
 from tidemill.pipelines.verify.findings import Findings, Mismatch, excusing
 from tidemill.pipelines.verify.instants import instant_text
+from tidemill.pipelines.verify.lost_requests import compare_requests
 from tidemill.pipelines.verify.prove_build import prove_build
 from tidemill.pipelines.verify.prove_published import prove_published
 from tidemill.pipelines.verify.prove_stream import (
@@ -72,8 +74,9 @@ def verify(
     Returns:
         JSON values: ``mismatches``, the number of all mismatches; ``values``, the number of
         predictions times features, and ``training_values``, of training rows times features; the
-        figures of each comparison; the first mismatches; the figures of ``earlier`` streams; and
-        ``lost``, what topics have lost and a person has accepted.
+        figures of each comparison; the first mismatches; the figures of ``earlier`` streams;
+        ``lost``, what topics have lost and a person has accepted; and the requests without an
+        answer (`pipelines.verify.lost_requests.compare_requests`).
 
     Raises:
         InputError: Other definitions made the predictions.
@@ -90,7 +93,9 @@ def _verify(
     origins, sampling = find_origins(config, streams), Sampling(sample, deadline_s)
     witnesses, everything, earlier = Witnesses(progress), Findings(), []
     build = prove_build(config, streams, progress, witnesses)
-    figures = nothing_streamed(config)
+    figures, of_requests = nothing_streamed(config), Findings()
+    unanswered = compare_requests(config, progress, of_requests)
+    everything.merge(of_requests)
     for number, current in enumerate(streams):
         row: dict[str, Any] = {"generation": current.generation, "stream": current.stream}
         if why := made_otherwise(config, current):
@@ -98,8 +103,9 @@ def _verify(
             earlier.append({**row, "mismatches": None, "why": why})
             continue
         proof = prove_stream(
-            replace(config, pinned=current), progress, witnesses, sampling, origins
-        )
+            replace(config, pinned=current), progress, witnesses, sampling, origins,
+            known=of_requests if current.stream_folder == config.current.stream_folder else None,
+        )  # fmt: skip
         everything.merge(proof.all())
         if not number:
             figures = proof.figures
@@ -147,6 +153,7 @@ def _verify(
         )
     return {
         **figures,
+        **unanswered,
         "store_generations": {view: origin.generation for view, origin in origins.items()},
         "earlier": earlier,
         "live_rows_removed": removed.rows,

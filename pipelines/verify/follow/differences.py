@@ -25,7 +25,7 @@ EXAMPLES: Final = 10
 """So many differences of each cause, and of one kind of output, are kept of a round."""
 
 _OF_ENGINE: Final = (Kind.LOST, Kind.STALE, Kind.DOUBLED)
-_LOST: Final = ("missing", "doubled")
+_LOST: Final = ("lost", "doubled")
 
 
 @dataclass

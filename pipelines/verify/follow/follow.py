@@ -37,7 +37,7 @@ from tidemill.pipelines.verify.definitions_of import made_otherwise
 from tidemill.pipelines.verify.findings import excusing
 from tidemill.pipelines.verify.follow.differences import AS_SEEN
 from tidemill.pipelines.verify.follow.follower import Follower
-from tidemill.pipelines.verify.follow.segment_outputs import complete_segment
+from tidemill.pipelines.verify.outputs.extent import complete_segment
 from tidemill.serving.files.locks import is_locked, lock
 from tidemill.serving.generations.current import Current, find_current
 from tidemill.serving.online.backends import open_database

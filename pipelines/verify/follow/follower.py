@@ -36,7 +36,7 @@ from tidemill.pipelines.verify.follow.release_chain import (
     check_releases,
 )
 from tidemill.pipelines.verify.follow.requests_served import RequestsServed
-from tidemill.pipelines.verify.follow.segment_outputs import SegmentOutputs, complete_segment
+from tidemill.pipelines.verify.follow.segment_outputs import SegmentOutputs
 from tidemill.pipelines.verify.follow.stream_ends import StreamEnds, beginning
 from tidemill.pipelines.verify.follow.view_rows import ViewRows, lateness_us
 from tidemill.pipelines.verify.follow.view_values import Compared, ViewValues
@@ -45,6 +45,7 @@ from tidemill.pipelines.verify.follow.waiting_requests import (
     WaitingRequests,
 )
 from tidemill.pipelines.verify.outputs.compare_scores import PredictionCheck
+from tidemill.pipelines.verify.outputs.extent import complete_segment
 from tidemill.pipelines.verify.release_evidence import Evidence, evidence_of
 from tidemill.pipelines.verify.served import (
     Served,

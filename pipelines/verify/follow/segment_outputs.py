@@ -14,9 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from tidemill.features.definitions import Project
-from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.release_log import read_releases
-from tidemill.pipelines.recovery.savepoints import Savepoint, last_segment
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.rejected_by_stream import read_rejected
 from tidemill.pipelines.verify.outputs.logged_publications import LoggedPublications, Place
@@ -38,19 +36,6 @@ class Published:
     shard: int
     number: int
     rows: pa.Table
-
-
-def complete_segment(stream: Path, run: StreamRun) -> int:
-    """Return the last segment of a stream that has ended; 0 if none has.
-
-    Args:
-        stream: The stream's folder.
-        run: Its record.
-    """
-    if run.ended:
-        return last_segment(stream)
-    savepoint = Savepoint.read(stream)
-    return 0 if savepoint is None else savepoint.segment
 
 
 class SegmentOutputs:

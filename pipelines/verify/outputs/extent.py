@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pyarrow as pa
 from tidemill.features.contract import Int64Array
 from tidemill.features.errors import StateError
 from tidemill.pipelines.recovery.handoff import StreamRun, last_states
-from tidemill.pipelines.recovery.savepoints import Savepoint
+from tidemill.pipelines.recovery.savepoints import Savepoint, last_segment
 from tidemill.serving.generations.current import Current
 
 
@@ -115,3 +116,16 @@ def complete_polls(current: Current, run: StreamRun) -> int:
     except StateError:  # the build is gone, or `prove_stream` counts it
         pass
     return complete
+
+
+def complete_segment(stream: Path, run: StreamRun) -> int:
+    """Return the last segment of a stream that has ended; 0 if none has.
+
+    Args:
+        stream: The stream's folder.
+        run: Its record.
+    """
+    if run.ended:
+        return last_segment(stream)
+    savepoint = Savepoint.read(stream)
+    return 0 if savepoint is None else savepoint.segment

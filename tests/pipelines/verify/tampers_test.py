@@ -344,8 +344,8 @@ def _predictions() -> list[Tamper]:
             "score",
             "score",
         ),
-        Tamper("a file", removed("predictions"), "missing"),
-        Tamper("a prediction", rows("predictions", lambda table: table.slice(1)), "missing"),
+        Tamper("a file", removed("predictions"), "lost"),
+        Tamper("a prediction", rows("predictions", lambda table: table.slice(1)), "lost"),
         Tamper(
             "a row twice",
             rows("predictions", lambda table: pa.concat_tables([table, table.slice(0, 1)])),

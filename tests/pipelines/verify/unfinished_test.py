@@ -135,7 +135,7 @@ def test_what_a_stopped_stream_has_answered_must_be_there(stopped: Stopped) -> N
     lost = told["predictions"] - figures["predictions"]
     assert lost > 0
     assert figures["mismatches"] == lost * FEATURES
-    assert {row["what"] for row in figures["first_mismatches"]} == {"missing"}
+    assert {row["what"] for row in figures["first_mismatches"]} == {"lost"}
 
 
 @pytest.mark.parametrize("recorded", [True, False])

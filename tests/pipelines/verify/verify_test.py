@@ -202,7 +202,7 @@ def test_a_missing_prediction_counts_as_many_mismatches_as_it_has_features(
     rewrite_predictions(served.root, lambda table: table.slice(1))
     figures = _verify(served)
     assert figures["mismatches"] == FEATURES
-    assert [row["what"] for row in figures["first_mismatches"]] == ["missing"]
+    assert [row["what"] for row in figures["first_mismatches"]] == ["lost"]
     assert figures["predictions"] == figures["requests"] - 1
 
 
@@ -230,7 +230,7 @@ def test_a_prediction_is_missing_although_a_record_says_that_nobody_answered(
         stream_of(served.root) / "rejected_by_stream", pa.Table.from_batches([record]), "one"
     )
     figures = _verify(served)
-    assert [row["what"] for row in figures["first_mismatches"]] == ["missing", "rejected"]
+    assert [row["what"] for row in figures["first_mismatches"]] == ["lost", "rejected"]
     assert figures["first_mismatches"][1]["cause"].startswith("the releases answer this request")
     assert figures["mismatches"] == FEATURES + 1
     assert figures["rejected_requests"] == 0

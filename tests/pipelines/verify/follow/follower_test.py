@@ -307,7 +307,7 @@ def test_a_prediction_that_is_gone_was_lost_by_the_engine(served: Configuration)
     drop_first(served)
     record = proven(served)
     assert record.causes[Cause.LOST] == record.mismatches == FEATURES
-    assert faults(record) == [("missing", "the releases have its answer")]
+    assert faults(record) == [("lost", "the releases have its answer")]
 
 
 def test_a_record_that_says_that_nobody_answered_is_not_believed(served: Configuration) -> None:
@@ -326,7 +326,7 @@ def test_a_record_that_says_that_nobody_answered_is_not_believed(served: Configu
     write_rows(folder, pa.Table.from_batches([record]), "00001-one")
     found = proven(served)
     assert found.causes.get(Cause.EXPIRED, 0) == 0
-    assert {what for what, _ in faults(found)} == {"missing", "rejected"}
+    assert {what for what, _ in faults(found)} == {"lost", "rejected"}
 
 
 def of_releases(config: Configuration, change: Callable[[list[dict[str, Any]]], Any]) -> None:
