@@ -165,6 +165,8 @@ def line(record: ProofRecord, behind: int) -> str:
         count = sum(one["messages"] or 0 for one in record.lost)
         unknown = any(one["messages"] is None for one in record.lost)
         parts.append(f"{count:,}{' and more' if unknown else ''} lost messages accepted")
+    if record.lost_requests:
+        parts.append(f"{len(record.lost_requests):,} requests held back")
     if record.behind_s:
         waits = f", {behind} segments to prove" if behind else ""
         parts.append(f"{record.behind_s:.0f} s behind{waits}")
@@ -222,4 +224,5 @@ def content(record: ProofRecord, step: Step | None = None) -> dict[str, Any]:
         "said": "" if step is None else step.said,
         "stops": record.stops,
         "lost": [dict(one) for one in record.lost],
+        "lost_requests": list(record.lost_requests),
     }

@@ -133,6 +133,11 @@ def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
         sources=source_table(backfill),
         reasons=reason_table(backfill),
         proof=proof_table(verify),
+        unanswered=[
+            (name, table)
+            for name in ("lost", "unfinished", "waiting")
+            if (table := listed(verify.get(f"first_{name}", ()))) is not None
+        ],
         late=listed(verify.get("first_late", ())),
         lost=[str(one["said"]) for one in verify.get("lost", ())],
         everything=list(_everything(stages)),

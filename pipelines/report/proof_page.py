@@ -15,7 +15,14 @@ from markupsafe import Markup
 from tidemill.features.contract import SECOND, write_instant
 from tidemill.pipelines.report.page_templates import page_template
 from tidemill.pipelines.report.proof_charts import bars, bins_of, lines, stacked
-from tidemill.pipelines.run.proof_record import PAGE, PROOF, Cause, Difference, ProofRecord
+from tidemill.pipelines.run.proof_record import (
+    HELD_BACK_REMEDY,
+    PAGE,
+    PROOF,
+    Cause,
+    Difference,
+    ProofRecord,
+)
 from tidemill.pipelines.run.tables import Table
 from tidemill.serving.files.atomic_write import atomic_write
 
@@ -79,6 +86,8 @@ def render_proof_page(project: str, record: ProofRecord) -> str:
         lost=[str(one["said"]) for one in record.lost],
         notes=list(record.notes),
         stops=record.stops,
+        held_back=len(record.lost_requests),
+        held_back_remedy=HELD_BACK_REMEDY,
         stream=f"stream {record.stream} of generation {record.generation}",
         has_fresh=any(one.fresh_s is not None for one in record.rounds),
     )

@@ -85,6 +85,8 @@ def mapping(figures: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 _CHECKS: Final = (
+    ("due_requests", "", "lost_requests", "Requests",
+     "every one that the live log has made due, against answers and rejected records"),
     ("values", "predictions", "feature_mismatches", "Values used",
      "every feature of every prediction, against batch over all history"),
     ("late_values", "", "", "Of them late",

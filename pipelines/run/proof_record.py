@@ -22,6 +22,11 @@ _RECORD: Final = "proof.json"
 PAGE: Final = "proof.html"
 LOCK: Final = "proof.lock"
 
+HELD_BACK_REMEDY: Final = (
+    "stop the stream and run `tidemill stream --resume`: an answer that the engine holds back comes "
+    "out as it stops, or is repeated from the last savepoint; then verify again"
+)
+"""What to do about requests whose answers a stream that runs holds back."""
 ROUNDS_KEPT: Final = 480
 """So many rounds are kept; when there are more, the older half is joined, two rounds to one."""
 DIFFERENCES_KEPT: Final = 80
@@ -151,6 +156,8 @@ class ProofRecord:
         stops: Why the proof cannot go on from here; empty while it can.
         lost: What topics have lost before it was read, and a person has accepted
             (`pipelines.io.live.lost.AcceptedLoss.as_figures`).
+        lost_requests: The ids of the requests that no savepoint holds and the stream has held back
+            (`pipelines.verify.lost_requests`): their values are counted.
     """
 
     generation: str
@@ -173,6 +180,7 @@ class ProofRecord:
     notes: Sequence[str] = ()
     stops: str = ""
     lost: Sequence[Mapping[str, Any]] = ()
+    lost_requests: Sequence[str] = ()
 
     @property
     def mismatches(self) -> int:
@@ -256,8 +264,8 @@ def _newest(found: Sequence[Difference]) -> list[Difference]:
 
 _FORM: Final = RecordFormat(
     name="tidemill-proof",
-    version=3,
+    version=4,
     fields=frozenset(field.name for field in dataclasses.fields(ProofRecord)),
     remedy="remove it: `tidemill verify --follow` proves the stream again from its beginning",
-    older={2: {"lost": ()}},
+    older={3: {"lost_requests": ()}, 2: {"lost": (), "lost_requests": ()}},
 )

@@ -113,6 +113,7 @@ def collect(
         None if (ended := proof.get("ended_us")) is None else instant(ended),
         _proof(config.root),
         _lost(config, current, stream.state),
+        proof.get("lost_requests"),
     )
 
 
@@ -141,6 +142,7 @@ def _proof(root: Path) -> ProofStanding | None:
         record.causes,
         record.behind_s,
         record.stops,
+        len(record.lost_requests),
     )
 
 

@@ -241,6 +241,8 @@ def _proofs(standing: Standing) -> Iterator[Text]:
         colour = "red" if standing.mismatches else "green"
         said = f"{standing.mismatches:,} mismatches in {standing.proven:,} values"
         line = Text("PROOF     ", "bold").append(said, colour)
+        if standing.lost_requests:
+            line.append(f" · {standing.lost_requests:,} requests without an answer", "red")
         if standing.proven_at is not None:
             line.append(f" · all of it, {standing.proven_at}", _DIM)
         yield line
@@ -261,6 +263,8 @@ def _followed(proof: ProofStanding) -> Iterator[Text]:
         facts.append(f"{_duration(proof.behind_s)} behind")
     if not proof.runs:
         facts.append(f"not running since {proof.at}")
+    if proof.lost_requests:
+        line.append(f" · {proof.lost_requests:,} requests held back", "red")
     yield line
     if facts:
         yield Text("          " + " · ".join(facts), _DIM)

@@ -196,6 +196,7 @@ class ProofStanding:
         causes: Cause to the number of values that differ.
         behind_s: How far it was behind the clock when its last round ended.
         stops: Why it cannot go on; empty if it can.
+        lost_requests: Requests that the stream has held back.
     """
 
     up_to: str | None
@@ -208,6 +209,7 @@ class ProofStanding:
     causes: Mapping[str, int]
     behind_s: float
     stops: str
+    lost_requests: int = 0
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,8 @@ class Standing:
         proof: What a proof that follows the stream has found; None if there is none.
         lost: What topics have lost before it was read, and a person has accepted
             (`pipelines.io.live.lost.AcceptedLoss.as_figures`), the oldest first.
+        lost_requests: How many requests were due and had no answer when the last `tidemill verify`
+            looked; None if it has not.
     """
 
     project: str
@@ -252,6 +256,7 @@ class Standing:
     proven_at: str | None = None
     proof: ProofStanding | None = None
     lost: Sequence[Mapping[str, Any]] = ()
+    lost_requests: int | None = None
 
     def content(self) -> dict[str, Any]:
         """Return it as JSON values."""

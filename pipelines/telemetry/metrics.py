@@ -201,6 +201,10 @@ MISMATCHES: Final = _gauge(
     "tidemill_proof_mismatches", "Mismatches that the last `tidemill verify` found."
 )
 PROVEN: Final = _gauge("tidemill_proof_values", "Values that the last `tidemill verify` compared.")
+LOST_REQUESTS: Final = _gauge(
+    "tidemill_proof_lost_requests",
+    "Requests that were due and had no answer when the last `tidemill verify` looked.",
+)
 PROOF_UP_TO: Final = _gauge(
     "tidemill_proof_up_to_timestamp_seconds",
     "What was served from rows received before it is proven by `tidemill verify --follow`.",
@@ -219,6 +223,11 @@ PROOF_DIFFERENCES: Final = _gauge(
     "tidemill_proof_differences",
     "Values that `tidemill verify --follow` has found to differ, by cause.", "cause",
 )  # fmt: skip
+
+PROOF_LOST_REQUESTS: Final = _gauge(
+    "tidemill_proof_held_back_requests",
+    "Requests of which `tidemill verify --follow` has found that the stream held them back.",
+)
 
 METRICS: Final = tuple(_all)
 """All metrics, in the order of the page."""

@@ -50,7 +50,11 @@ class ProofFigures:
 
     def _of_summary(self) -> Values:
         proof = read_summary(self._root).get("verify", {})
-        named = (("mismatches", metrics.MISMATCHES), ("values", metrics.PROVEN))
+        named = (
+            ("mismatches", metrics.MISMATCHES),
+            ("values", metrics.PROVEN),
+            ("lost_requests", metrics.LOST_REQUESTS),
+        )
         return {
             (metric.name, ()): float(proof[name])
             for name, metric in named
@@ -65,6 +69,7 @@ class ProofFigures:
             (metrics.PROOF_ROUND.name, ()): record.at_us / SECOND,
             (metrics.PROOF_CHECKED.name, ()): float(record.values),
             (metrics.PROOF_SHARE.name, ()): record.share,
+            (metrics.PROOF_LOST_REQUESTS.name, ()): float(len(record.lost_requests)),
             **{
                 (metrics.PROOF_DIFFERENCES.name, (str(cause),)): float(record.causes.get(cause, 0))
                 for cause in Cause

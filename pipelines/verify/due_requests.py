@@ -32,7 +32,9 @@ from tidemill.pipelines.stream.answer_parts import groups_of
 from tidemill.pipelines.verify.instants import instant_text
 
 _POLLS_AT_ONCE: Final = 4_096
-"""So many polls that are not sealed are held in memory at once."""
+"""So many polls that are not sealed are held in memory at once, with their rows."""
+_SEALED_AT_ONCE: Final = 65_536
+"""So many that are sealed, with their requests."""
 
 
 class Asked(NamedTuple):
@@ -100,6 +102,7 @@ class DueRequests:
     Attributes:
         asked: The requests that no answer was seen for.
         before: The number in the live log of the poll before the stream's first one.
+        came_due: How many requests have become due.
         last: The number in the live log of the last poll that was read.
         last_us: When it was received.
         of_run_us: When the first poll of the run that is asked about was received; None until one
@@ -122,7 +125,7 @@ class DueRequests:
             view.name: frontier_of(self._project, view, begun) for view in self._project.views
         }
         self._ends = list(run.positions[self._request.name])
-        self.asked = self._nothing()
+        self.asked, self.came_due = self._nothing(), 0
         self.last, self.last_us = self._first(), run.as_of_us
         self.before = self.last
         self.of_run_us: int | None = None
@@ -138,11 +141,12 @@ class DueRequests:
         empty = np.zeros((0, views), np.int64)
         return Asked(pa.array([], pa.string()), none, none, none, none, empty, none)
 
-    def read_on(self, began_us: int = 0) -> None:
+    def read_on(self, began_us: int = 0, known_until: int = 0) -> None:
         """Read the polls that were written down since they were read last.
 
         Args:
             began_us: When the run that is asked about began: `of_run_us` is for it.
+            known_until: Requests that polls up to this number make due are not kept.
 
         Raises:
             StateError: A poll is damaged, or missing.
@@ -155,6 +159,7 @@ class DueRequests:
             try:
                 for polls in self._more(sealed):
                     self._take(polls)
+                    self.drop(self.is_due_by(known_until))
                 return
             except DamagedState:
                 # A savepoint may have sealed, and removed, what was to be read.
@@ -162,8 +167,8 @@ class DueRequests:
                     raise
 
     def _more(self, sealed: int) -> Iterator[_Polls]:
-        if sealed > self.last:
-            cuts = self._live.cuts_between(self.last, sealed)
+        for after in range(self.last, sealed, _SEALED_AT_ONCE):
+            cuts = self._live.cuts_between(after, min(after + _SEALED_AT_ONCE, sealed))
             yield _Polls(cuts, self._sealed_rows(cuts))
         logged = self._live.polls.read(after=self.last)
         while found := list(itertools.islice(logged, _POLLS_AT_ONCE)):
@@ -197,7 +202,8 @@ class DueRequests:
         rows = self.asked.with_more(came) if len(came.poll) else self.asked
         due = self._due(rows, cuts)
         place = np.searchsorted(cuts.number, due.max(axis=1, initial=0))
-        is_new = (due > 0).all(axis=1) & ~rows.is_due
+        is_new = np.all(due > 0, axis=1) & ~rows.is_due
+        self.came_due += int(is_new.sum())
         at_us = cuts.received_us[np.minimum(place, len(cuts.number) - 1)]
         self.asked = rows._replace(due=due, due_us=np.where(is_new, at_us, rows.due_us))
         self.last, self.last_us = int(cuts.number[-1]), int(cuts.received_us[-1])
@@ -271,6 +277,11 @@ class DueRequests:
         """Keep no more of some requests: they are answered, or known to be lost."""
         if rows.any():
             self.asked = self.asked.only(~rows)
+
+    def is_due_by(self, poll: int) -> BoolArray:
+        """Tell which requests polls up to a number of the live log have made due."""
+        found: BoolArray = self.asked.is_due & (self.asked.due.max(axis=1, initial=0) <= poll)
+        return found
 
     def waits_for(self, row: int) -> str:
         """Say what a request that is not due waits for.

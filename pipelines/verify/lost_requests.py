@@ -32,6 +32,7 @@ from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.savepoints import faults_of_savepoint
 from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.run.proof_record import HELD_BACK_REMEDY
 from tidemill.pipelines.stream.output_folders import predictions_of, rejected_of
 from tidemill.pipelines.stream.rejected_by_stream import are_of_log
 from tidemill.pipelines.telemetry.stream_record import StreamRecord
@@ -51,10 +52,7 @@ _TAKEN: Final = 8
 """So many polls later, a stream that runs has surely taken a poll: it is little ahead of its
 operators (`pipelines.stream_run.live_input`), also while these wait for a store."""
 REMEDIES: Final = {
-    True: (
-        "stop the stream and run `tidemill stream --resume`: an answer that the engine holds back "
-        "comes out as it stops, or is repeated from the last savepoint; then verify again"
-    ),
+    True: HELD_BACK_REMEDY,
     False: (
         "a resumed stream begins behind it: ask again, or run `tidemill stream` without --resume, "
         "which answers all requests since the build anew"
@@ -120,16 +118,18 @@ class Unanswered:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass
 class Found:
     """The requests without an answer.
 
     Attributes:
+        came_due: How many requests have become due, answered or not.
         counts: How many there are of each standing.
         lost: Those that are lost.
         first: The first of each other standing.
     """
 
+    came_due: int = 0
     counts: Counter[Standing] = field(default_factory=Counter)
     lost: list[Unanswered] = field(default_factory=list)
     first: list[Unanswered] = field(default_factory=list)
@@ -189,14 +189,11 @@ class LostRequests:
         runs = is_locked(self._config.current.stream_lock)
         segment = complete_segment(self._stream, run)
         complete = self._due.before + complete_polls(self._config.current, run)
-        self._due.read_on(self._began_us() if runs else 0)
+        self._due.read_on(self._began_us() if runs else 0, complete if self._beyond else 0)
         at = _Instant(self._clock_us(), complete, runs)
         self._due.drop(np.isin(self._due.asked.places, self._answered()))
         self._segment = segment + 1
-        found = self._judge(at)
-        if self._beyond:
-            self._due.drop(self._is_due_by(complete))
-        return found
+        return self._judge(at)
 
     def _began_us(self) -> int:
         try:
@@ -218,22 +215,18 @@ class LostRequests:
             found.append(places_of(records.filter(pa.array(mine)), *names))
         return np.concatenate(found)
 
-    def _is_due_by(self, poll: int) -> BoolArray:
-        asked = self._due.asked
-        found: BoolArray = asked.is_due & (asked.due.max(axis=1, initial=0) <= poll)
-        return found
-
     def _is_held_back(self, at: _Instant) -> BoolArray:
         """Tell which due requests a stream that runs has had the time to answer."""
         asked, due = self._due.asked, self._due
         if not at.runs or due.of_run_us is None:
             return np.zeros(len(asked.poll), np.bool_)  # it repeats polls of a run before
         since_us = np.maximum(asked.due_us, due.of_run_us)
-        return self._is_due_by(due.last - _TAKEN) & (since_us <= at.now_us - IN_FLIGHT_US)
+        return due.is_due_by(due.last - _TAKEN) & (since_us <= at.now_us - IN_FLIGHT_US)
 
     def _judge(self, at: _Instant) -> Found:
         asked, found = self._due.asked, Found()
-        sealed, held, is_due = self._is_due_by(at.complete), self._is_held_back(at), asked.is_due
+        sealed, held = self._due.is_due_by(at.complete), self._is_held_back(at)
+        is_due, found.came_due = asked.is_due, self._due.came_due
         damaged = "" if at.runs or not (is_due & ~sealed).any() else self._why_not_resumed()
         for row in range(len(asked.poll)):
             standing = Standing.WAITING
@@ -241,8 +234,6 @@ class LostRequests:
                 standing = Standing.LOST
             elif is_due[row] and not at.runs:
                 standing = Standing.UNFINISHED
-            if self._beyond and sealed[row]:
-                continue
             found.counts[standing] += 1
             if standing is Standing.LOST or found.counts[standing] <= LISTED:
                 why = "" if sealed[row] else damaged
@@ -294,7 +285,8 @@ def compare_requests(
         findings: Takes the lost ones.
 
     Returns:
-        ``lost_requests`` and ``unfinished_requests``, how many there are; ``first_lost``,
+        ``due_requests``, how many have become due; ``lost_requests`` and ``unfinished_requests``,
+        how many of them have no answer; ``first_lost``,
         ``first_unfinished`` and ``first_waiting``, the first of them. Empty lists of a stream that
         replays files, whose requests `pipelines.verify.served` finds.
     """
@@ -311,6 +303,7 @@ def compare_requests(
         if one.standing is not Standing.WAITING:
             progress.say(f"{one.standing}: request {one.id} ({one.place}): {one.why}; {one.remedy}")
     return {
+        "due_requests": found.came_due,
         "lost_requests": found.counts[Standing.LOST],
         "unfinished_requests": found.counts[Standing.UNFINISHED],
         **{

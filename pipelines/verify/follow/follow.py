@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from tidemill.features.contract import SECOND, write_instant
 from tidemill.features.errors import DamagedFile, InputError, SequenceError, StateError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.record import others_that_read
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.republish import keeps_frontiers
 from tidemill.pipelines.run.proof_record import (
@@ -34,9 +36,10 @@ from tidemill.pipelines.telemetry import metrics
 from tidemill.pipelines.telemetry.figures import joined, over_all_labels, quantile
 from tidemill.pipelines.telemetry.stream_record import StreamRecord, figures_files
 from tidemill.pipelines.verify.definitions_of import made_otherwise
-from tidemill.pipelines.verify.findings import excusing
-from tidemill.pipelines.verify.follow.differences import AS_SEEN
+from tidemill.pipelines.verify.findings import Findings, excusing
+from tidemill.pipelines.verify.follow.differences import AS_SEEN, Differences
 from tidemill.pipelines.verify.follow.follower import Follower
+from tidemill.pipelines.verify.lost_requests import LostRequests, Unanswered
 from tidemill.pipelines.verify.outputs.extent import complete_segment
 from tidemill.serving.files.locks import is_locked, lock
 from tidemill.serving.generations.current import Current, find_current
@@ -48,7 +51,8 @@ _PATIENCE: Final = 3
 """After so many rounds, each further behind than the one before, the share is lowered."""
 _NOTES_KEPT: Final = 12
 _IDLE_S: Final = 5.0
-"""How often the store and the log are read again while nothing is new."""
+"""How often the store and the log are read again while nothing is new; and how often it is looked
+for requests that a stream holds back."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,9 @@ class _Proof:
         self._database: OnlineDatabase | None = None
         self._lags: list[int] = []
         self._looked_s = 0.0
+        self._lost: LostRequests | None = None
+        self._lost_of: tuple[Path, str] | None = None
+        self._asked_s = float("-inf")
 
     def close(self) -> None:
         """Close the online store."""
@@ -199,6 +206,8 @@ class _Proof:
         if why := made_otherwise(config, current):
             said = f"the stream is {why}: only the code that has made it can prove it"
             return Step(record, said=said)
+        if (lost := self._find_lost(config, run, record)) is not None:
+            return lost
         if complete_segment(current.stream_folder, run) < 1:
             return Step(record, said="it waits for the first savepoint of the stream")
         try:
@@ -230,6 +239,54 @@ class _Proof:
         follower.record.write(root)
         found = _added(before, follower.record)
         return Step(follower.record, done, follower.behind, said, found)
+
+    def _find_lost(self, config: Configuration, run: StreamRun, record: ProofRecord) -> Step | None:
+        """Look for requests that a stream holds back, also one that has kept no savepoint yet.
+
+        Those that a savepoint holds are found by the rounds.
+        """
+        now_s, current = time.monotonic(), config.current
+        if not config.is_live or now_s - self._asked_s < _IDLE_S:
+            return None
+        self._asked_s = now_s
+        if self._follower is not None and self._current == current:
+            record = self._follower.record
+        try:
+            if not LiveLog(current.folder / LIVE, config.project).exists:
+                return None
+            if self._lost is None or self._lost_of != (current.stream_folder, run.began):
+                self._lost = LostRequests(config, run, beyond=True, clock_us=self._clock_us)
+                self._lost_of = current.stream_folder, run.began
+            found = self._lost.find()
+        except (DamagedFile, StateError) as error:
+            self._lost = None
+            return self._stopped(record, str(error))
+        known = set(record.lost_requests)
+        lost = [one for one in found.lost if one.id not in known]
+        return self._with_lost(lost, record, config) if lost else None
+
+    def _with_lost(
+        self, lost: Sequence[Unanswered], record: ProofRecord, config: Configuration
+    ) -> Step:
+        """Note requests that a stream holds back."""
+        now_us, findings = self._clock_us(), Findings()
+        for one in lost:
+            findings.add(one.as_mismatch(), len(config.project.columns))
+        differences = Differences(write_instant(now_us // SECOND * SECOND))
+        differences.take(findings)
+        done = Round(
+            now_us, record.up_to_us, 0.0, record.behind_s, 0, 0, self._share,
+            dict(differences.causes),
+        )  # fmt: skip
+        ids = [*record.lost_requests, *(one.id for one in lost)]
+        record = replace(
+            record.with_round(done, differences.examples), lost_requests=ids, at_us=now_us
+        )
+        record.write(config.root)
+        if self._follower is not None and self._current == config.current:
+            self._follower.record = record
+        said = f"{len(lost):,} requests are lost: {lost[0].remedy}"
+        return Step(record, done, said=said, found=differences.examples)
 
     def _store(self) -> OnlineDatabase | None:
         if self._database is None and keeps_frontiers(self._config.online_store):

@@ -44,6 +44,7 @@ from tidemill.pipelines.verify.follow.waiting_requests import (
     Waiting,
     WaitingRequests,
 )
+from tidemill.pipelines.verify.lost_requests import LOST
 from tidemill.pipelines.verify.outputs.compare_scores import PredictionCheck
 from tidemill.pipelines.verify.outputs.extent import complete_segment
 from tidemill.pipelines.verify.release_evidence import Evidence, evidence_of
@@ -344,7 +345,9 @@ class Follower:
         name = self._project.request.name
         asked = self._asked.take(stream_log(self._current), positions[name], self._asked_until)
         asked = asked.filter(pa.array(~forgotten_rows(self._project.request, asked)))
-        of_requests = Findings()
+        of_requests = Findings().forget_details(
+            (LOST, id, "", "") for id in self.record.lost_requests
+        )
         served, waits = self._requests.serve(asked, segments, self._reached, of_requests)
         findings.merge(of_requests)
         self._asked.keep(asked, waits)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +17,27 @@ from tests.support.memory_topics import PROJECT, TopicProject
 from tests.support.stream_outputs import outputs_of, put_outputs
 from tidemill.features.contract import SECOND, Int64Array
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.config.kafka_section import KafkaTopic
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.io.log import PARTITION, POSITION
 from tidemill.pipelines.io.output_parts import Output, PartWriter
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.recovery.repeat import Repeat
 from tidemill.pipelines.recovery.savepoints import Savepoint
+from tidemill.pipelines.report.page import report_of_root
+from tidemill.pipelines.report.proof_page import render_proof_page
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.run.proof_record import Cause, ProofRecord
+from tidemill.pipelines.run.summary import write_summary
+from tidemill.pipelines.status.ask_brokers import Answer
+from tidemill.pipelines.status.collect import collect
+from tidemill.pipelines.status.screen import render
 from tidemill.pipelines.stream.output_folders import predictions_of
+from tidemill.pipelines.telemetry.proof_figures import ProofFigures
 from tidemill.pipelines.telemetry.stream_record import StreamRecord
 from tidemill.pipelines.verify.due_requests import DueRequests
+from tidemill.pipelines.verify.follow.follow import FollowOptions, follow
 from tidemill.pipelines.verify.lost_requests import (
     IN_FLIGHT_US,
     Found,
@@ -36,8 +47,14 @@ from tidemill.pipelines.verify.lost_requests import (
 from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.files.locks import lock
+from tidemill.serving.generations.current import write_current
 
 FEATURES = len(PROJECT.columns)
+
+
+def nobody(topics: Mapping[str, KafkaTopic]) -> dict[str, Answer]:
+    """Answer as brokers that are away."""
+    return {name: Answer(None, "away") for name in topics}
 
 
 class Topics(TopicProject):
@@ -52,6 +69,7 @@ class Topics(TopicProject):
         self.folder_of_stream.mkdir(parents=True)
         self.run = StreamRun.beginning(handoff, mode, self.poll_rows, clock="wall")
         self.run.write(self.folder_of_stream)
+        write_current(self.pinned.current)
 
     @property
     def folder_of_stream(self) -> Path:
@@ -221,6 +239,41 @@ def test_a_running_stream_has_a_while_for_its_last_polls(topics: Topics) -> None
         assert set(topics.find(topics.now_us + IN_FLIGHT_US).counts) == {Standing.LOST}
 
 
+def test_a_proof_that_follows_finds_what_is_held_back_before_any_savepoint(
+    topics: Topics,
+) -> None:
+    topics.begin()
+    topics.send(topics.now_us, steps=10, every_us=1)
+    config = topics.config()
+    with topics.running(topics.now_us):
+        topics.read(steps=22, seals=False)
+        late_us = topics.now_us + 2 * IN_FLIGHT_US
+        options, stop = FollowOptions(once=True), threading.Event()
+        (step,) = follow(config, options, stop, lambda: topics.now_us)
+        assert (step.round, step.said) == (None, "it waits for the first savepoint of the stream")
+        # Once: also a second proof does not count again what the first one has found.
+        (found, *_) = follow(config, options, stop, lambda: late_us)
+        (again, *_) = follow(config, options, stop, lambda: late_us)
+    asked = sorted(row["check"] for rows in topics.rows["checks"][1:] for row in rows)
+    assert found.record is not None
+    assert sorted(found.record.lost_requests) == asked
+    assert found.record.causes == {Cause.LOST: len(asked) * FEATURES}
+    assert found.record.mismatches == len(asked) * FEATURES
+    first = found.found[0]
+    assert (first.what, first.cause) == ("lost", Cause.LOST)
+    assert "holds the answer back" in first.why
+    assert found.said.startswith(f"{len(asked)} requests are lost: stop the stream")
+    assert again.round is None
+    assert ProofRecord.read(config.root) == found.record
+    page = render_proof_page("shop", found.record)
+    assert f"{len(asked)} requests were due" in page
+    assert ProofFigures(config.root)()["tidemill_proof_held_back_requests", ()] == len(asked)
+    standing = collect(config, ask=nobody)
+    assert standing.proof is not None
+    assert standing.proof.lost_requests == len(asked)
+    assert f"{len(asked)} requests held back" in str(render(standing))
+
+
 def test_an_answer_that_is_removed_is_lost_and_counts_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,3 +308,9 @@ def test_an_answer_that_is_removed_is_lost_and_counts_once(
     # It was due with the release that had answered it.
     assert named["due_poll"] == gone["release__by_card"]
     assert named["why"] in found["first_mismatches"][0]["cause"]
+    write_summary(config.root, "verify", found)
+    assert ProofFigures(config.root)()["tidemill_proof_lost_requests", ()] == 1
+    assert collect(config, ask=nobody).lost_requests == 1
+    page = report_of_root(config).read_text()
+    assert "The first requests without an answer: lost" in page
+    assert gone["request_id"] in page
