@@ -23,8 +23,8 @@ PAGE: Final = "proof.html"
 LOCK: Final = "proof.lock"
 
 HELD_BACK_REMEDY: Final = (
-    "stop the stream and run `tidemill stream --resume`: an answer that the engine holds back comes "
-    "out as it stops, or is repeated from the last savepoint; then verify again"
+    "stop the stream and run `tidemill stream --resume`: an answer that the engine holds back "
+    "comes out as it stops, or is repeated from the last savepoint; then verify again"
 )
 """What to do about requests whose answers a stream that runs holds back."""
 ROUNDS_KEPT: Final = 480
