@@ -19,7 +19,8 @@ from tidemill.features.kernel import hashing
 from tidemill.pipelines.forget.blank_rows import Blanking
 from tidemill.pipelines.forget.rejected import names_subject
 from tidemill.pipelines.forget.subject import Subject
-from tidemill.pipelines.io.live.live_log import LIVE, MENDED, REJECTED, LiveLog
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
+from tidemill.pipelines.io.live.poll_files import MENDED, REJECTED, read_table
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.log import LOG, POSITION, RECEIVED, ROWS, Log
 from tidemill.pipelines.io.log_files import LogFile, first_position, write_log_file
@@ -235,15 +236,15 @@ class LogRewriter:
 
     def _rewrite_beside(self) -> None:
         """Remove rejected records of sealed polls, and what is said about mended ones."""
-        for path in sorted((self._live.folder / REJECTED).glob("*.arrow")):
-            table = LiveLog.read_table(path)
+        for path in self._live.files(REJECTED).paths():
+            table = read_table(path)
             stays = ~self._refused(table)
             if not stays.all():
-                self._live.write_beside(REJECTED, int(path.stem), table.filter(pa.array(stays)))
-        for path in sorted((self._live.folder / MENDED).glob("*.arrow")):
-            told = self._without_details(LiveLog.read_table(path))
+                self._live.files(REJECTED).write(int(path.stem), table.filter(pa.array(stays)))
+        for path in self._live.files(MENDED).paths():
+            told = self._without_details(read_table(path))
             if told is not None:
-                self._live.write_beside(MENDED, int(path.stem), told)
+                self._live.files(MENDED).write(int(path.stem), told)
 
     def _refused(self, records: pa.Table) -> BoolArray:
         named, unread = names_subject(self._subject, records)

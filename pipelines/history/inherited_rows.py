@@ -27,14 +27,9 @@ from tidemill.features.definitions import Project
 from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.ingest.build_topics import BuildTopic
 from tidemill.pipelines.ingest.live_rows import LiveRows, check_topics
-from tidemill.pipelines.io.live.live_log import (
-    LIVE,
-    LiveLog,
-    LiveOrigin,
-    LiveTopic,
-    Sealed,
-    inherited_from,
-)
+from tidemill.pipelines.io.live.live_cuts import LiveTopic
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, inherited_from
+from tidemill.pipelines.io.live.live_records import LiveOrigin, Sealed
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.live.removed import RemovedRows
 from tidemill.pipelines.io.log import ROWS, Log

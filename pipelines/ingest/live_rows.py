@@ -19,7 +19,9 @@ from tidemill.features.errors import DamagedState, InputError, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.build_topics import BuildTopic
-from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveTopic, Sealed
+from tidemill.pipelines.io.live.live_cuts import LiveTopic
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
+from tidemill.pipelines.io.live.live_records import Sealed
 from tidemill.pipelines.io.live.lost import AcceptedLoss
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.live.set_aside import losses_of

@@ -50,9 +50,11 @@ from tidemill.pipelines.io.live.follow import (
     FollowOptions,
     stop_after,
 )
-from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveOrigin, LiveTopic
+from tidemill.pipelines.io.live.live_cuts import LiveTopic
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.io.live.live_polls import LivePolls
 from tidemill.pipelines.io.live.live_reader import LiveReader, wall_clock_us
+from tidemill.pipelines.io.live.live_records import LiveOrigin
 from tidemill.pipelines.io.live.live_source import LiveFigures, LiveSource, Pace
 from tidemill.pipelines.io.live.lost import Loss, after_losses, offset_of
 from tidemill.pipelines.io.live.set_aside import losses_of

@@ -56,7 +56,9 @@ from tidemill.features.rows import rejected
 from tidemill.pipelines.history.build_manifest import BuildManifest, source_records
 from tidemill.pipelines.ingest.build_topics import BuildTopic, write_topics
 from tidemill.pipelines.ingest.source_digests import SourceFile
-from tidemill.pipelines.io.live.live_log import LiveLog, LiveTopic, Sealed
+from tidemill.pipelines.io.live.live_cuts import LiveTopic
+from tidemill.pipelines.io.live.live_log import LiveLog
+from tidemill.pipelines.io.live.live_records import Sealed
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.output_parts import PartWriter

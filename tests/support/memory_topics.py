@@ -43,8 +43,10 @@ from tidemill.pipelines.ingest import topics as topics_module
 from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.ingest.topics import open_topics
 from tidemill.pipelines.io.kafka.client import Ends, Partition
-from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveOrigin, LiveTopic
+from tidemill.pipelines.io.live.live_cuts import LiveTopic
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.io.live.live_reader import LiveReader
+from tidemill.pipelines.io.live.live_records import LiveOrigin
 from tidemill.pipelines.io.live.live_source import Pace
 from tidemill.pipelines.io.live.lost import offset_of
 from tidemill.pipelines.io.messages import Messages

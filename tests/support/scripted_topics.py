@@ -23,7 +23,8 @@ from tidemill.features.errors import BrokerUnreachable
 from tidemill.pipelines.ingest.mended_live import MendedFiles
 from tidemill.pipelines.io.files.judged_rows import Judge
 from tidemill.pipelines.io.files.readers import Reader
-from tidemill.pipelines.io.live.live_log import LiveLog, LiveTopic
+from tidemill.pipelines.io.live.live_cuts import LiveTopic
+from tidemill.pipelines.io.live.live_log import LiveLog
 from tidemill.pipelines.io.live.live_reader import LiveReader
 from tidemill.pipelines.io.live.live_source import Ends, LiveSource, Pace
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog

@@ -16,7 +16,8 @@ from tidemill.features.contract import TIME_MAX
 from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.errors import DamagedFile
 from tidemill.pipelines.io.cuts import Cut, Positions
-from tidemill.pipelines.io.live.live_log import REMEDY, LiveLog
+from tidemill.pipelines.io.live.live_cuts import REMEDY
+from tidemill.pipelines.io.live.live_log import LiveLog
 from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
 

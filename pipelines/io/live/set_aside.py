@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 
 from tidemill.features.errors import DamagedState
 from tidemill.pipelines.io.live.live_cuts import REMEDY
-from tidemill.pipelines.io.live.live_log import LOST, MENDED, POLL_NUMBER, REJECTED, LiveLog
+from tidemill.pipelines.io.live.live_log import LiveLog
 from tidemill.pipelines.io.live.lost import RECORDS, AcceptedLoss, accepted_losses
+from tidemill.pipelines.io.live.poll_files import LOST, MENDED, POLL_NUMBER, REJECTED
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.serving.files.read_files import reading
 

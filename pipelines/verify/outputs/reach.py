@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 from tidemill.features.contract import BoolArray
 from tidemill.features.definitions import Project
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, Sealed
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
+from tidemill.pipelines.io.live.live_records import Sealed
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.stream.rejected_by_stream import are_of_log
 from tidemill.pipelines.verify.outputs.extent import Extent, complete_polls

@@ -19,8 +19,8 @@ from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.ingest.committed_offsets import group_of
 from tidemill.pipelines.ingest.live_rows import find_live_rows
 from tidemill.pipelines.io.kafka.client import Partition
-from tidemill.pipelines.io.live.live_log import LOST, LiveLog
 from tidemill.pipelines.io.live.lost import INCARNATION, Why, offset_of
+from tidemill.pipelines.io.live.poll_files import LOST, read_table
 from tidemill.pipelines.io.live.set_aside import rejected_records
 from tidemill.pipelines.report.page import render_report
 from tidemill.pipelines.report.proof_page import render_proof_page
@@ -138,10 +138,10 @@ def test_what_is_lost_stops_the_stream_until_exactly_that_is_accepted(
 
     # A record that was changed is found.
     (path,) = (project.live.folder / LOST).glob("*.arrow")
-    table = LiveLog.read_table(path)
+    table = read_table(path)
     place = table.schema.get_field_index("start")
     changed = table.set_column(place, "start", pa.array([0, 0], pa.int64()))
-    project.live.write_beside(LOST, int(path.stem), changed)
+    project.live.files(LOST).write(int(path.stem), changed)
     tampered = Findings()
     assert compare_lost(project.config(), QuietProgress(), tampered)["lost_mismatches"] == 2
     assert {one.what for one in tampered.listed} == {"log"}

@@ -24,9 +24,12 @@ from tidemill.features.errors import DamagedFile, DamagedState, StateError, Stat
 from tidemill.features.rows import rejected
 from tidemill.pipelines.io import log as log_module
 from tidemill.pipelines.io import log_digests, log_files
-from tidemill.pipelines.io.live import live_log, poll_log
-from tidemill.pipelines.io.live.live_log import LiveLog, LiveTopic
+from tidemill.pipelines.io.live import poll_files, poll_log
+from tidemill.pipelines.io.live import seal as seal_module
+from tidemill.pipelines.io.live.live_cuts import LiveTopic
+from tidemill.pipelines.io.live.live_log import LiveLog
 from tidemill.pipelines.io.live.live_polls import LivePolls
+from tidemill.pipelines.io.live.live_records import Sealed
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.log import Log, log_schema
 from tidemill.pipelines.io.poll import Poll, PollPart
@@ -40,10 +43,10 @@ BLOCK = 16
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seal in small pieces of small blocks, from small files; nothing here loses its power."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    for module in (log_module, log_files, log_digests, live_log):
+    for module in (log_module, log_files, log_digests, seal_module):
         monkeypatch.setattr(module, "BLOCK_ROWS", BLOCK)
-    monkeypatch.setattr(live_log, "_SEALED_BYTES", 12_000)
-    monkeypatch.setattr(live_log, "_GROWS_TO_BYTES", 0)
+    monkeypatch.setattr(seal_module, "_SEALED_BYTES", 12_000)
+    monkeypatch.setattr(poll_files, "_GROWS_TO_BYTES", 0)
     monkeypatch.setattr(poll_log, "FILE_BYTES", 15_000)
 
 
@@ -247,14 +250,14 @@ def many_polls(rig: Rig, polls: int, every: int) -> None:
     )  # fmt: skip
     table = pa.table({name: pa.array(found) for name, found in columns.items()})
     for first in range(0, polls, 1_000):
-        rig.live._write("cuts", first + 1, table.slice(first, 1_000))
+        rig.live.files("cuts").write(first + 1, table.slice(first, 1_000))
         with_records = range(first + 1, first + 1_001, every)
         refused = pa.Table.from_batches([record] * len(with_records))
         refused = refused.append_column("_poll", pa.array(with_records, pa.int64()))
-        rig.live._write("rejected", first + 1, refused)
+        rig.live.files("rejected").write(first + 1, refused)
     offsets = {"asked": [polls], "paid": [polls] * 3}
     positions = {"asked": [0], "paid": [0] * 3}
-    rig.live.write_sealed(live_log.Sealed(polls, positions, offsets))
+    rig.live.write_sealed(Sealed(polls, positions, offsets))
 
 
 def test_the_sealed_polls_of_days_are_read_without_reading_all_for_each(
@@ -264,18 +267,17 @@ def test_the_sealed_polls_of_days_are_read_without_reading_all_for_each(
     rig = lived(tmp_path, polls=0)
     many_polls(rig, 100_000, every=5)
     reads = 0
-    read = rig.live._read
+    read = poll_files.read_table
 
-    def counted(*arguments: Any) -> Iterator[pa.Table]:
+    def counted(path: Path) -> pa.Table:
         nonlocal reads
-        for table in read(*arguments):
-            reads += 1
-            yield table
+        reads += 1
+        return read(path)
 
     began = time.process_time()
     polls = LivePolls(PROJECT, rig.log, rig.live, start_us=0, stop_us=TIME_MAX)
     assert polls.last_poll_number == 100_000
-    monkeypatch.setattr(rig.live, "_read", counted)
+    monkeypatch.setattr(poll_files, "read_table", counted)
     assert sum(len(polls.rejected(number)) for number in range(1, 100_001)) == 20_000
     assert reads == 100
     assert polls.rejected(6)[0].num_rows == 1  # an earlier one again
@@ -365,7 +367,7 @@ def killed_at(number: int, *, after: bool) -> Iterator[list[int]]:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patched:
-        for module in (log_files, live_log, records):
+        for module in (log_files, poll_files, records):
             patched.setattr(module, "atomic_write", killing)
         yield done
 
@@ -374,7 +376,7 @@ def killed_at(number: int, *, after: bool) -> Iterator[list[int]]:
 def test_a_seal_that_is_killed_anywhere_is_repeated_with_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grows_to: int
 ) -> None:
-    monkeypatch.setattr(live_log, "_GROWS_TO_BYTES", grows_to)
+    monkeypatch.setattr(poll_files, "_GROWS_TO_BYTES", grows_to)
     rig = lived(tmp_path / "live", polls=9)
     expected = rig.logged()
     whole = tmp_path / "whole"
@@ -406,7 +408,7 @@ def test_a_seal_that_is_killed_anywhere_is_repeated_with_the_same_result(
 
 
 def test_many_small_seals_leave_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_log, "_GROWS_TO_BYTES", 6_000)
+    monkeypatch.setattr(poll_files, "_GROWS_TO_BYTES", 6_000)
     rig = lived(tmp_path, polls=30)
     expected = rig.logged()
     for poll in expected:

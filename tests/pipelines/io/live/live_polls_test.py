@@ -10,7 +10,7 @@ import pytest
 from tests.pipelines.io.live.live_log_test import canonical, check, lived, sealed_polls
 from tests.support.scripted_topics import PROJECT, Rig
 from tidemill.features.contract import TIME_MAX
-from tidemill.pipelines.io.live import live_log
+from tidemill.pipelines.io.live import seal
 from tidemill.pipelines.io.live.live_polls import LivePolls
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.log import Log
@@ -22,7 +22,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Rig, list[LoggedPoll
     """A stream whose polls are sealed, and what was written down."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", lambda _: None)
-        patched.setattr(live_log, "_SEALED_BYTES", 20_000)
+        patched.setattr(seal, "_SEALED_BYTES", 20_000)
         rig = lived(tmp_path_factory.mktemp("rig"), polls=20, files=1)
         expected = rig.logged()
         rig.live.seal(rig.build, TIME_MAX)

@@ -12,8 +12,10 @@ import pytest
 from tests.support.scripted_topics import PROJECT, START, Rig, ScriptedTopic, row
 from tidemill.features.contract import HOUR
 from tidemill.features.errors import DamagedFile, StateMismatch
-from tidemill.pipelines.io.live.live_log import LOST, LiveLog, LiveOrigin
+from tidemill.pipelines.io.live.live_log import LiveLog
+from tidemill.pipelines.io.live.live_records import LiveOrigin
 from tidemill.pipelines.io.live.lost import INCARNATION, Loss, Why, records_of
+from tidemill.pipelines.io.live.poll_files import LOST, read_table
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.live.set_aside import losses_of
 from tidemill.pipelines.io.poll import Poll
@@ -159,14 +161,14 @@ def sealed(rig: Rig) -> Rig:
 
 def rewrite(rig: Rig, kind: str, change: dict[str, list[object]] | None) -> None:
     (path,) = (rig.live.folder / kind).glob("*.arrow")
-    table = LiveLog.read_table(path)
+    table = read_table(path)
     if change is None:
         table = table.slice(0, 0)
     for name, values in (change or {}).items():
         place = table.schema.get_field_index(name)
         column = pa.array(values, table.schema.field(name).type)
         table = table.set_column(place, name, column)
-    rig.live.write_beside(kind, int(path.stem), table)
+    rig.live.files(kind).write(int(path.stem), table)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,7 @@ def test_what_is_sealed_later_is_checked_from_where_the_last_check_was(sealed: R
     check.check(found)
     assert found.count == 0
     cuts = next(iter((sealed.live.folder / "cuts").glob("*.arrow")))
-    number = np.array(LiveLog.read_table(cuts).column("number"))
+    number = np.array(read_table(cuts).column("number"))
     rewrite(sealed, "cuts", {"offset/paid/1": [*[6] * (len(number) - 1), 0]})
     check.check(found)
     assert found.count == 0  # it has been read

@@ -1,0 +1,158 @@
+"""What a live log says of itself: its topics, where it began, and how far it is sealed.
+
+Each record is a small JSON file that is replaced in one step, and the disk is waited for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tidemill.features.errors import StateMismatch
+from tidemill.pipelines.io.live.live_cuts import REMEDY, LiveTopic
+from tidemill.serving.files.records import RecordFormat, read_record, write_record
+
+_TOPICS: Final = "topics.json"
+_SEALED: Final = "sealed.json"
+_ORIGIN: Final = "origin.json"
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """How far the live log is sealed.
+
+    Attributes:
+        number: The number of the last poll; 0 for none.
+        positions: Source to the number of rows of each partition of its topic after it.
+        offsets: Source to the position after it in each partition of its topic
+            (`pipelines.io.live.lost`).
+    """
+
+    number: int
+    positions: Mapping[str, Sequence[int]]
+    offsets: Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class LiveOrigin:
+    """Where a live log began.
+
+    Attributes:
+        as_of_us: The instant of the states with which its first stream began; None of a log of a
+            version that did not record it.
+        generation: The generation whose live rows it has taken over; None if it has taken none.
+        number: The number of the last poll that it has taken over; 0 for none.
+    """
+
+    as_of_us: int | None = None
+    generation: str | None = None
+    number: int = 0
+
+
+def _form(name: str, kind: type) -> RecordFormat:
+    fields = frozenset(field.name for field in dataclasses.fields(kind))
+    return RecordFormat(name=name, version=1, fields=fields, remedy=REMEDY)
+
+
+_TOPICS_FORM: Final = RecordFormat(
+    name="tidemill-live-topics", version=1, fields=frozenset({"sources"}), remedy=REMEDY
+)
+_SEALED_FORM: Final = _form("tidemill-live-sealed", Sealed)
+_ORIGIN_FORM: Final = _form("tidemill-live-origin", LiveOrigin)
+
+
+class LiveRecords:
+    """The records of a live log.
+
+    Args:
+        folder: The folder of the log; it need not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def exists(self) -> bool:
+        """Whether a live stream has begun."""
+        return (self.folder / _TOPICS).exists()
+
+    def begin(self, topics: Mapping[str, LiveTopic], origin: LiveOrigin | None = None) -> None:
+        """Record the topics before the first poll; later, check that they are the same.
+
+        Args:
+            topics: The topic of each live source.
+            origin: Where the log begins; it is not compared.
+
+        Raises:
+            StateMismatch: The sources have other topics, or these other partitions.
+        """
+        if not self.exists:
+            if origin is not None:
+                found = dataclasses.asdict(origin)
+                write_record(self.folder / _ORIGIN, _ORIGIN_FORM, found, durable=True)
+            content = {name: dataclasses.asdict(topic) for name, topic in topics.items()}
+            write_record(self.folder / _TOPICS, _TOPICS_FORM, {"sources": content}, durable=True)
+            return
+        begun = self.topics()
+        for name in sorted({*begun, *topics}):
+            was, now = begun.get(name), topics.get(name)
+            if (said := _described(was)) != _described(now):
+                remedy = "run `tidemill backfill`, and the stream without --resume"
+                if was is None or now is None or was.topic != now.topic:
+                    remedy = "set it back, or begin a new root"
+                raise StateMismatch(
+                    f"the live stream of {name!r} was begun with {said}, and now there is "
+                    f"{_described(now)}; {remedy}"
+                )
+
+    def topics(self) -> dict[str, LiveTopic]:
+        """Return the topic of each live source.
+
+        Raises:
+            StateError: The record cannot be read.
+        """
+        found = read_record(self.folder / _TOPICS, _TOPICS_FORM)["sources"]
+        return {
+            name: LiveTopic(one["topic"], one["first"], tuple(one["offsets"]), one.get("id", ""))
+            for name, one in found.items()
+        }
+
+    def origin(self) -> LiveOrigin:
+        """Return where the log began.
+
+        Raises:
+            StateError: The record cannot be read.
+        """
+        path = self.folder / _ORIGIN
+        return LiveOrigin(**read_record(path, _ORIGIN_FORM)) if path.exists() else LiveOrigin()
+
+    def sealed(self) -> Sealed:
+        """Return how far the log is sealed.
+
+        Raises:
+            StateError: A record cannot be read.
+        """
+        path = self.folder / _SEALED
+        if path.exists():
+            return Sealed(**read_record(path, _SEALED_FORM))
+        topics = self.topics()
+        return Sealed(
+            0,
+            {name: [0] * len(topic.offsets) for name, topic in topics.items()},
+            {name: list(topic.offsets) for name, topic in topics.items()},
+        )
+
+    def write_sealed(self, sealed: Sealed) -> None:
+        """Record how far the log is sealed, and wait for the disk."""
+        content = dataclasses.asdict(sealed)
+        write_record(self.folder / _SEALED, _SEALED_FORM, content, durable=True)
+
+
+def _described(topic: LiveTopic | None) -> str:
+    if topic is None:
+        return "no topic"
+    of_files = f", after {topic.first} of files" if topic.first else ""
+    return f"topic {topic.topic!r} of {len(topic.offsets)} partitions{of_files}"
