@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from tidemill.features.contract import TIME_MAX, TIME_MIN, BoolArray, Int64Array
 from tidemill.features.definitions import FeatureView
-from tidemill.features.errors import DamagedState
+from tidemill.features.errors import DamagedState, FileError
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.live.live_cuts import Cuts, SentPoll, cuts_table, some_cuts
@@ -161,7 +161,7 @@ class DueRequests:
                     self._take(polls)
                     self.drop(self.is_due_by(known_until))
                 return
-            except DamagedState:
+            except (DamagedState, FileError):
                 # A savepoint may have sealed, and removed, what was to be read.
                 if self._live.sealed().number == sealed:
                     raise
