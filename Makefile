@@ -48,7 +48,8 @@ WORKERS := $(shell cores=$$(nproc 2> /dev/null || echo 2); echo $$(( cores < 4 ?
 # What needs one core alone is done beside the rest.
 test: venv
 	@$(MAKE) --no-print-directory --jobs 4 --output-sync=target lint prism kafka kernel $(COMPILED)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	  --durations=15 --durations-min=10 $(ARGS)
 
 # Before the tests, which would all wait for it or compile it once each.
 kernel: venv

@@ -49,7 +49,7 @@ project = Project("payments", views=views, request=checks)
 PAST_S: Final = 0.6
 """Payments that come so much later make requests due: it is more than disorder and quiet."""
 SILENCES: Final = 5
-ANSWERED_WITHIN_S: Final = 15.0
+ANSWERED_WITHIN_S: Final = 90.0
 """What a busy machine takes."""
 
 
