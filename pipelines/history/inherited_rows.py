@@ -38,6 +38,7 @@ from tidemill.serving.files.locks import lock
 from tidemill.serving.generations.current import Current
 
 _UNFINISHED = "live.unfinished"
+_REPLACED = "live.replaced"
 
 
 def take_over(
@@ -57,7 +58,8 @@ def take_over(
         Locked: A stream of the generation before runs still.
         StateMismatch: Its topics or the columns of its rows are others.
     """
-    live = LiveLog(current.folder / LIVE, project)
+    live, replaced = LiveLog(current.folder / LIVE, project), current.folder / _REPLACED
+    shutil.rmtree(replaced, ignore_errors=True)  # of a start that was killed
     if (before := _source(current, project)) is None:
         return
     former = LiveLog(before.folder / LIVE, project)
@@ -74,8 +76,10 @@ def take_over(
         unfinished = current.folder / _UNFINISHED
         sealed, last = former.sealed(), former.polls.last()
         inherit(former, sealed, last, before.generation, unfinished, log, topics, project)
-        shutil.rmtree(live.folder, ignore_errors=True)
+        if live.folder.exists():
+            live.folder.rename(replaced)  # a part of it would be taken for a damaged one
         unfinished.rename(live.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _source(current: Current, project: Project) -> Current | None:

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tidemill.features.errors import StateMismatch
+from tidemill.features.errors import DamagedState, StateMismatch
 from tidemill.pipelines.io.live.live_cuts import REMEDY, LiveTopic
+from tidemill.pipelines.io.live.poll_files import CUTS
+from tidemill.pipelines.io.log_files import ROWS
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
 
+POLLS: Final = "polls"
+"""The folder of the poll log."""
 _TOPICS: Final = "topics.json"
 _SEALED: Final = "sealed.json"
 _ORIGIN: Final = "origin.json"
@@ -76,8 +80,18 @@ class LiveRecords:
 
     @property
     def exists(self) -> bool:
-        """Whether a live stream has begun."""
-        return (self.folder / _TOPICS).exists()
+        """Whether a live stream has begun.
+
+        Raises:
+            DamagedState: What it has read is there, and the record of its topics is not.
+        """
+        if (self.folder / _TOPICS).exists():
+            return True
+        if any((self.folder / name).exists() for name in (ROWS, CUTS, POLLS)):
+            raise DamagedState(
+                f"{self.folder / _TOPICS} is gone, and what was read from topics is there; {REMEDY}"
+            )
+        return False
 
     def begin(self, topics: Mapping[str, LiveTopic], origin: LiveOrigin | None = None) -> None:
         """Record the topics before the first poll; later, check that they are the same.
@@ -89,11 +103,13 @@ class LiveRecords:
         Raises:
             StateMismatch: The sources have other topics, or these other partitions.
         """
-        if not self.exists:
+        if not (self.folder / _TOPICS).exists():
             if origin is not None:
                 found = dataclasses.asdict(origin)
                 write_record(self.folder / _ORIGIN, _ORIGIN_FORM, found, durable=True)
             content = {name: dataclasses.asdict(topic) for name, topic in topics.items()}
+            if not (self.folder / _SEALED).exists():
+                self.write_sealed(_nothing_sealed(topics))
             write_record(self.folder / _TOPICS, _TOPICS_FORM, {"sources": content}, durable=True)
             return
         begun = self.topics()
@@ -112,8 +128,10 @@ class LiveRecords:
         """Return the topic of each live source.
 
         Raises:
-            StateError: The record cannot be read.
+            StateError: The record cannot be read, or is gone.
         """
+        if not self.exists:
+            raise DamagedState(f"{self.folder / _TOPICS} is gone; {REMEDY}")
         found = read_record(self.folder / _TOPICS, _TOPICS_FORM)["sources"]
         return {
             name: LiveTopic(one["topic"], one["first"], tuple(one["offsets"]), one.get("id", ""))
@@ -133,22 +151,27 @@ class LiveRecords:
         """Return how far the log is sealed.
 
         Raises:
-            StateError: A record cannot be read.
+            StateError: A record cannot be read, or is gone.
         """
         path = self.folder / _SEALED
         if path.exists():
             return Sealed(**read_record(path, _SEALED_FORM))
-        topics = self.topics()
-        return Sealed(
-            0,
-            {name: [0] * len(topic.offsets) for name, topic in topics.items()},
-            {name: list(topic.offsets) for name, topic in topics.items()},
-        )
+        if any((self.folder / CUTS).glob("*.arrow")):
+            raise DamagedState(f"{path} is gone, and what it says is sealed is there; {REMEDY}")
+        return _nothing_sealed(self.topics())
 
     def write_sealed(self, sealed: Sealed) -> None:
         """Record how far the log is sealed, and wait for the disk."""
         content = dataclasses.asdict(sealed)
         write_record(self.folder / _SEALED, _SEALED_FORM, content, durable=True)
+
+
+def _nothing_sealed(topics: Mapping[str, LiveTopic]) -> Sealed:
+    return Sealed(
+        0,
+        {name: [0] * len(topic.offsets) for name, topic in topics.items()},
+        {name: list(topic.offsets) for name, topic in topics.items()},
+    )
 
 
 def _described(topic: LiveTopic | None) -> str:

@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.pipelines.io.live.live_cuts import REMEDY
-from tidemill.serving.files.atomic_write import atomic_write
-from tidemill.serving.files.read_files import reading
+from tidemill.pipelines.io.live.sealed_tables import read_sealed, write_sealed
 
 CUTS: Final = "cuts"
 """The kind of cuts (`pipelines.io.live.live_cuts`)."""
@@ -74,8 +73,7 @@ class PollFiles:
         last = paths[-1] if paths else None
         if last is not None:
             is_small = last.stat().st_size < _GROWS_TO_BYTES
-            with reading(last, REMEDY), pa.memory_map(str(last)) as file:
-                there = pa.ipc.open_file(file).read_all()
+            there = read_table(last)
             kept = there.filter(pc.less_equal(there.column(self.number), sealed))
             if more is not None and is_small:
                 kept = pa.concat_tables([kept, more], promote_options="default")
@@ -92,12 +90,7 @@ class PollFiles:
             number: The number in its name.
             table: Its rows.
         """
-        with (
-            atomic_write(self.folder / f"{number:012d}.arrow", durable=True) as unfinished,
-            pa.OSFile(str(unfinished), "wb") as sink,
-            pa.ipc.new_file(sink, table.schema) as writer,
-        ):
-            writer.write_table(table)
+        write_sealed(self.folder / f"{number:012d}.arrow", table)
 
     def read(self, after: int, until: int) -> Iterator[pa.Table]:
         """Yield the files that may have polls ``(after, until]``.
@@ -134,8 +127,7 @@ def read_table(path: Path) -> pa.Table:
     Raises:
         DamagedFile: It is damaged.
     """
-    with reading(path, REMEDY), pa.OSFile(str(path), "rb") as file:
-        return pa.ipc.open_file(file).read_all()
+    return read_sealed(path, REMEDY)
 
 
 def numbered(found: Iterable[tuple[int, pa.RecordBatch | None]]) -> pa.Table | None:

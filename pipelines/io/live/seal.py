@@ -17,6 +17,7 @@ import pyarrow as pa
 from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.errors import DamagedFile, DamagedState
 from tidemill.pipelines.io.live.live_cuts import REMEDY, SentPoll, cuts_table
+from tidemill.pipelines.io.live.live_records import POLLS as POLLS
 from tidemill.pipelines.io.live.live_records import Sealed
 from tidemill.pipelines.io.live.poll_files import CUTS, LOST, MENDED, REJECTED, numbered
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
@@ -25,8 +26,6 @@ from tidemill.pipelines.io.log import ROWS, Log, log_schema
 from tidemill.pipelines.io.log_digests import BLOCK_ROWS
 from tidemill.pipelines.io.log_files import write_log_file
 
-POLLS: Final = "polls"
-"""The name of the folder of the poll log, below that of the live log."""
 _SEALED_BYTES: Final = 64 << 20
 """About how many bytes of polls a seal holds in memory."""
 

@@ -24,7 +24,7 @@ from tidemill.features.errors import DamagedFile, DamagedState, StateError, Stat
 from tidemill.features.rows import rejected
 from tidemill.pipelines.io import log as log_module
 from tidemill.pipelines.io import log_digests, log_files
-from tidemill.pipelines.io.live import poll_files, poll_log
+from tidemill.pipelines.io.live import poll_files, poll_log, sealed_tables
 from tidemill.pipelines.io.live import seal as seal_module
 from tidemill.pipelines.io.live.live_cuts import LiveTopic
 from tidemill.pipelines.io.live.live_log import LiveLog
@@ -367,7 +367,7 @@ def killed_at(number: int, *, after: bool) -> Iterator[list[int]]:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patched:
-        for module in (log_files, poll_files, records):
+        for module in (log_files, sealed_tables, records):
             patched.setattr(module, "atomic_write", killing)
         yield done
 
@@ -471,6 +471,47 @@ def test_a_damaged_file_of_polls_is_an_error_that_names_it(tmp_path: Path, kind:
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DamagedFile, match=f"{path.name} is damaged"):
         ask_for_all(rig)
+
+
+@pytest.mark.parametrize("kind", ["cuts", "rejected"])
+def test_any_changed_byte_of_a_file_of_polls_is_an_error(tmp_path: Path, kind: str) -> None:
+    rig = lived(tmp_path)
+    # The places of the digest are not told by what a message holds.
+    rig.paid.send(b"0" * 64)
+    rig.step(1.0)
+    rig.live.seal(rig.build, TIME_MAX)
+    path = max((tmp_path / "live" / kind).iterdir())
+    whole, rows = path.read_bytes(), poll_files.read_table(path)
+    assert rows.schema.metadata is None
+    assert kind == "cuts" or any(b"0" * 64 in one for one in rows["payload"].to_pylist())
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(DamagedFile, match=f"{path.name} is damaged"):
+            poll_files.read_table(path)
+    for content in (whole[: len(whole) // 2], whole + b"\0", b""):
+        path.write_bytes(content)
+        with pytest.raises(DamagedFile, match=f"{path.name} is damaged"):
+            poll_files.read_table(path)
+    # An earlier version wrote no digest.
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    assert poll_files.read_table(path).equals(rows)
+
+
+def test_a_record_that_is_gone_is_an_error_that_names_it(tmp_path: Path) -> None:
+    rig = lived(tmp_path, polls=3)
+    rig.live.seal(rig.build, TIME_MAX)
+    topics, sealed = (tmp_path / "live" / f"{name}.json" for name in ("topics", "sealed"))
+    whole = sealed.read_bytes()
+    sealed.unlink()
+    with pytest.raises(DamagedState, match=r"sealed.json is gone.*restore the file"):
+        rig.live.seal(rig.build, TIME_MAX)
+    sealed.write_bytes(whole)
+    topics.unlink()
+    with pytest.raises(DamagedState, match=r"topics.json is gone.*restore the file"):
+        sealed_polls(rig)
+    with pytest.raises(DamagedState, match=r"topics.json is gone"):
+        assert rig.live.exists
 
 
 def ask_for_all(rig: Rig) -> None:
