@@ -38,6 +38,7 @@ from tidemill.pipelines.recovery.handoff import (
     check_handoff,
     cut_digests,
     last_states,
+    request_hash,
 )
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.release_log import place_of, read_releases
@@ -195,7 +196,8 @@ class StreamRewriter:
         """Repeat the stream, and replace what depends on the blanked rows."""
         stops, handoff = self._last_states()
         of_views = {view.name: view.hash for view in self._config.project.views}
-        if run.views != of_views or run.shards != self._config.shards:
+        of_request = run.request in (None, request_hash(self._config.project.request))
+        if run.views != of_views or run.shards != self._config.shards or not of_request:
             self._remove_states()
             return
         if Mode(run.mode) is Mode.EAGER:

@@ -165,6 +165,13 @@ class Log:
             if file[1] < max(stop, start + 1) and (file[2] is None or file[2] > start)
         ]
         pieces = [LogFile.of(*file) for file in [*wanted, *files[len(of_build) :]] or files[-1:]]
+        columns = LogFile.of(*files[0]).columns if live else pieces[0].columns
+        for piece in pieces:
+            if piece.columns != columns:
+                raise DamagedFile(
+                    f"{piece.path} has other columns than {files[0][0]}: it was replaced by a file "
+                    f"of another source; {mend_of(piece.path)}"
+                )
         if live:
             self._check_ends(source, partition, pieces[-live:])
         return pieces

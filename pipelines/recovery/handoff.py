@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from tidemill.features.definitions import Project
+from tidemill.features.definitions import Project, Request
+from tidemill.features.definitions.canonical import spec_hash
 from tidemill.features.errors import StateMismatch, StateVersionError
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.run import paths
@@ -219,6 +220,16 @@ def remove_savepoints(stream: Path, *, but: Path | None = None, before: int | No
             shutil.rmtree(folder)
 
 
+def request_hash(request: Request) -> str:
+    """Return the hash of what a stream takes of a request's definition: all but a model's inputs.
+
+    Which requests are accepted, where they go and what they wait for depend on it.
+    """
+    spec = request.spec()
+    del spec["inputs"]
+    return spec_hash(spec)
+
+
 RECEIPT: Final = "receipt"
 """The name of the order by receipt (`StreamRun.eager_order`)."""
 
@@ -248,6 +259,8 @@ class StreamRun:
             sources are replayed, ``wall`` if one is live.
         scored: Whether its answers have scores: the project had a model when it began.
         joiners: The number of joiners (`pipelines.stream.joiner_key`).
+        request: The hash of what the stream takes of the request's definition (`request_hash`);
+            None for a stream of a version that did not record it.
     """
 
     began: str
@@ -266,6 +279,7 @@ class StreamRun:
     clock: Clock = "replay"
     scored: bool = True
     joiners: int = 1
+    request: str | None = None
 
     @staticmethod
     def beginning(
@@ -274,6 +288,7 @@ class StreamRun:
         poll_rows: int,
         clock: Clock = "replay",
         joiners: int = 1,
+        request: str | None = None,
     ) -> StreamRun:
         """Return the record of a stream that begins with the states of a build."""
         return StreamRun(
@@ -290,6 +305,7 @@ class StreamRun:
             shards=handoff.shards,
             clock=clock,
             joiners=joiners,
+            request=request,
         )
 
     def check_order(self) -> None:
@@ -323,14 +339,15 @@ class StreamRun:
 
 _STREAM: Final = RecordFormat(
     name="tidemill-stream",
-    version=6,
+    version=7,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
     older={
-        5: {"joiners": 1},
-        4: {"scored": True, "joiners": 1},
+        6: {"request": None},
+        5: {"joiners": 1, "request": None},
+        4: {"scored": True, "joiners": 1, "request": None},
         3: {
-            **dict.fromkeys(("until_us", "eager_order", "views", "shards")),
+            **dict.fromkeys(("until_us", "eager_order", "views", "shards", "request")),
             "clock": "replay",
             "scored": True,
             "joiners": 1,

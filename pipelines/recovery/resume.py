@@ -37,6 +37,7 @@ from tidemill.pipelines.recovery.handoff import (
     last_states,
     read_record,
     remove_savepoints,
+    request_hash,
 )
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.reader_clock import show_live_clock
@@ -114,7 +115,10 @@ def _first_start(config: Configuration, current: Current, mode: str) -> Start:
             "`tidemill backfill` again"
         )
     stream = config.stream
-    run = StreamRun.beginning(handoff, mode, stream.poll_rows, config.clock, stream.joiners)
+    request = request_hash(config.project.request)
+    run = StreamRun.beginning(
+        handoff, mode, stream.poll_rows, config.clock, stream.joiners, request
+    )
     return Start(current, folder, handoff, run, resumes=False)
 
 
@@ -143,6 +147,7 @@ def next_start(config: Configuration, mode: str | None) -> Start:
         begins, begun = interrupted
         _check_mode(begun, mode)
         _check_joiners(begun, config)
+        _check_request(begun, config)
         start = _first_start(config, begins, begun.mode)
         if start.handoff.id != begun.began:
             raise _replaced(root)
@@ -161,6 +166,7 @@ def next_start(config: Configuration, mode: str | None) -> Start:
         )
     _check_mode(run, mode)
     _check_joiners(run, config)
+    _check_request(run, config)
     folder, handoff = last_states(current)
     check_savepoint_is_there(current.stream_folder, run, folder, handoff)
     if handoff.kind == "backfill" and handoff.id != run.began:
@@ -188,6 +194,16 @@ def _check_joiners(run: StreamRun, config: Configuration) -> None:
             f"the stream was begun with {run.joiners} joiners, and its states are those of so "
             f"many; the configuration says {config.stream.joiners}: set stream.joiners to "
             f"{run.joiners}, or run `tidemill stream` without --resume to start over"
+        )
+
+
+def _check_request(run: StreamRun, config: Configuration) -> None:
+    request = config.project.request
+    if run.request not in (None, found := request_hash(request)):
+        raise StateMismatch(
+            f"request {request.name!r}: the stream was begun with definition {run.request}, this "
+            f"is {found}; set it back, or run `tidemill backfill`, and `tidemill stream` without "
+            "--resume to start over"
         )
 
 

@@ -20,7 +20,7 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.io.log import PARTITION, POSITION, forgotten_rows
 from tidemill.pipelines.publish.offline_history import log_history
-from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
+from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests, request_hash
 from tidemill.pipelines.recovery.log_parts import (
     frontier_of,
     parts_before,
@@ -294,6 +294,8 @@ def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> Non
     if run.views is not None:
         expected["views"] = {view.name: view.hash for view in config.project.views}
         expected["shards"] = config.shards
+    if run.request is not None:
+        expected["request"] = request_hash(config.project.request)
     manifest = BuildManifest.read(current.build_folder)
     if manifest.as_of_us == run.as_of_us:
         expected["began"] = manifest.handoff

@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import EventStream, Project, Request
+from tidemill.features.errors import DamagedState
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.ingest.build_topics import read_topics
+from tidemill.pipelines.ingest.build_topics import TOPICS, read_topics
 from tidemill.pipelines.ingest.read_source import read_log
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
@@ -99,9 +100,20 @@ def lost_live_log(config: Configuration) -> Path | None:
 
 
 def _live_log(config: Configuration) -> LiveLog | None:
-    """Return the live log of the generation; None if it has none."""
+    """Return the live log of the generation; None if it has none.
+
+    Raises:
+        StateError: A record of it, or that of the build's topics, is gone.
+    """
     live = LiveLog(config.current.folder / LIVE, config.project)
-    return live if config.is_live and live.exists else None
+    if not (config.is_live and live.exists):
+        return None
+    if not read_topics(config.current.build_folder):
+        raise DamagedState(
+            f"{config.current.build_folder / TOPICS} is gone, and a stream has read the topics "
+            "that it names: restore it, or run `tidemill backfill` again"
+        )
+    return live
 
 
 def _live_rows(

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Final
 
 from tidemill.features.contract import SECOND, write_instant
-from tidemill.features.errors import DamagedFile, InputError, SequenceError, StateError
+from tidemill.features.errors import (
+    DamagedFile,
+    InputError,
+    SequenceError,
+    StateError,
+    StateMismatch,
+)
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.record import others_that_read
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
@@ -32,6 +38,7 @@ from tidemill.pipelines.run.proof_record import (
     ProofRecord,
     Round,
 )
+from tidemill.pipelines.stream.output_folders import releases_of
 from tidemill.pipelines.telemetry import metrics
 from tidemill.pipelines.telemetry.figures import joined, over_all_labels, quantile
 from tidemill.pipelines.telemetry.stream_record import StreamRecord, figures_files
@@ -114,6 +121,7 @@ def follow(
         Locked: Another process proves the stream of this root.
         FileError: The record cannot be written.
         StateVersionError: Another version has written a record.
+        StateMismatch: The record of the stream is gone, and its outputs are there.
     """
     proof = _Proof(config, options, clock_us)
     with (
@@ -179,6 +187,11 @@ class _Proof:
                 self._leave(record)
                 record = None
         if run is None:
+            if releases_of(current.stream_folder).has_any():
+                raise StateMismatch(
+                    f"{current.stream_folder} has outputs of a stream, and not its record "
+                    "(stream.json): restore it, or run `tidemill stream`"
+                )
             return Step(record, said="the stream has not begun: it waits for `tidemill stream`")
         if record is None:
             record = ProofRecord(current.generation, current.stream, run.began, share=self._share)

@@ -503,6 +503,7 @@ def _records() -> list[Tamper]:
         ("stream.json", "offline"): None,
         ("stream.json", "views"): lambda of: first_of(of, lambda _: "0" * 16),
         ("stream.json", "shards"): 3,
+        ("stream.json", "request"): "0" * 16,
         ("stream.json", "until_us"): lambda at: at - 3_600_000_000,
         ("handoff.json", "kind"): "stop",
         ("handoff.json", "as_of_us"): plus[0],
@@ -532,7 +533,7 @@ def _records() -> list[Tamper]:
             "release" if field in ("mode", "poll_rows", "as_of_us", "until_us")
             and name == "stream.json" else "publication" if field == "offline" else "record",
             field if name != "stream.json" or field in
-            ("began", "generation", "positions", "digests", "views", "shards", "clock")
+            ("began", "generation", "positions", "digests", "views", "shards", "clock", "request")
             else "",
         )
         for (name, field), value in changes.items()
