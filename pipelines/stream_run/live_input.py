@@ -58,6 +58,7 @@ from tidemill.pipelines.io.live.live_records import LiveOrigin
 from tidemill.pipelines.io.live.live_source import LiveFigures, LiveSource, Pace
 from tidemill.pipelines.io.live.lost import Loss, after_losses, offset_of
 from tidemill.pipelines.io.live.set_aside import losses_of
+from tidemill.pipelines.io.live.steady_clock import SteadyClock
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.recovery.log_parts import stream_log
@@ -414,6 +415,7 @@ class LiveInput:
             ),
             # Rows received before the savepoint would not belong to this stream.
             after_us=self.start.handoff.as_of_us - 1,
+            clock_us=SteadyClock(say=self.say),
             mended=MendedFiles(self.config.root, self.live, topics, self.say),
             say=self.say,
         )
