@@ -151,8 +151,10 @@ def removed_faults(current: Current, project: Project) -> list[str]:
         What differs, a sentence each.
     """
     live = LiveLog(current.folder / LIVE, project)
-    if not live.exists or not (removed := RemovedRows.read(live.folder)).rows:
+    if not live.exists:
         return []
+    if not (removed := RemovedRows.read(live.folder)).rows:
+        return _unrecorded(live)
     found = _digests(current, live, removed.first)
     return [
         f"partition {partition} of {name!r}: the first {removed.first[name][partition]:,} rows of "
@@ -161,6 +163,20 @@ def removed_faults(current: Current, project: Project) -> list[str]:
         for partition, digest in enumerate(digests)
         if found[name][partition] != digest
     ]
+
+
+def _unrecorded(live: LiveLog) -> list[str]:
+    """Return which partitions of a live log lack rows that no record says were removed."""
+    faults, topics = [], live.topics()
+    for name, positions in live.sealed().positions.items():
+        for number, position in enumerate(positions, start=topics[name].first):
+            paths = sorted((live.folder / ROWS / name).glob(f"{number:05d}-*.arrow"))
+            if begin := first_position(paths[0]) if paths else position:
+                faults.append(
+                    f"partition {number} of {name!r}: the live log has no rows below position "
+                    f"{begin:,}, and the record of what was removed (removed.json) is gone"
+                )
+    return faults
 
 
 def renew_removed(current: Current, project: Project) -> None:

@@ -13,14 +13,20 @@ import pyarrow as pa
 
 from tidemill.features.contract import BoolArray, Int64Array
 from tidemill.features.definitions import ARROW_TYPES, FeatureView, Project
-from tidemill.features.errors import StateMismatch
+from tidemill.features.errors import StateError, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.prepare import fixed_binary
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.build_manifest import BuildManifest
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.io.log import PARTITION, POSITION, forgotten_rows
 from tidemill.pipelines.publish.offline_history import log_history
-from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests, request_hash
+from tidemill.pipelines.recovery.handoff import (
+    StreamRun,
+    cut_digests,
+    last_states,
+    request_hash,
+)
 from tidemill.pipelines.recovery.log_parts import (
     frontier_of,
     parts_before,
@@ -303,6 +309,32 @@ def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> Non
     if not run.ended:
         for fault in faults_of_savepoint(current, run):
             findings.add(Mismatch("savepoint", fault, cause="the stream cannot be resumed"))
+    _check_sealed(config, findings)
+
+
+def _check_sealed(config: Configuration, findings: Findings) -> None:
+    """Check that the live log is sealed as far as the last savepoint has its rows.
+
+    An older copy of the record would let the proof leave out what came since.
+    """
+    live = LiveLog(config.current.folder / LIVE, config.project)
+    if not (config.is_live and live.exists):
+        return
+    try:
+        handoff = last_states(config.current)[1]  # read first: the stream may go on meanwhile
+    except StateError:
+        return  # that is a fault of its own
+    sealed, topics = live.sealed().positions, live.topics()
+    for name, topic in topics.items():
+        kept = handoff.positions[name][topic.first :]
+        if handoff.kind == "stop" and any(a < b for a, b in zip(sealed[name], kept, strict=False)):
+            cause = "sealed.json is an older copy: restore the newest, or resume the stream"
+            findings.add(
+                Mismatch(
+                    "log", name, seen=f"sealed up to {[*sealed[name]]}",
+                    expected=f"{kept}, which the last savepoint holds", cause=cause,
+                )
+            )  # fmt: skip
 
 
 def _compare_files(

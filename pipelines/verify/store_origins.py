@@ -21,6 +21,7 @@ from tidemill.pipelines.recovery.store_fills import cuts_of, is_of_log, key_spac
 from tidemill.serving.generations.current import Current
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.fills import Fill
+from tidemill.serving.online.refusals import no_key_space
 from tidemill.serving.registry.registration import open_store
 
 
@@ -48,6 +49,9 @@ def find_origins(config: Configuration, streams: Sequence[Current]) -> dict[str,
 
     Returns:
         By view; empty if nothing was published.
+
+    Raises:
+        NoKeySpace: The record of a fill that readers see is gone.
     """
     newest = streams[0] if streams else config.current
     of_newest = Origin(newest, bool(streams), newest.generation)
@@ -67,6 +71,9 @@ def find_origins(config: Configuration, streams: Sequence[Current]) -> dict[str,
     }
     database.close()
     by_view = {fill.space.view: fill for fill in fills}
+    for space in key_spaces(config):
+        if space.view not in by_view:  # the record of a fill that readers see was removed
+            raise no_key_space(database.name, space)
     published: dict[str, Origin] = {}
     for stream in streams:
         for view, mark in _marks(stream):

@@ -96,7 +96,13 @@ def decode_matrix(
     Returns:
         The 8 bytes of each value as an int64, ``(columns, rows)``, each column contiguous; and
         which values are null, ``(columns, rows)``, or None if none is.
+
+    Raises:
+        InputError: The cells of a row have another length: the row was changed.
     """
+    width = cells_width(columns)
+    if others := set(map(len, cells)) - {width}:
+        raise _changed(min(others), width)
     data = np.frombuffer(b"".join(cells), np.uint8).reshape(len(cells), cells_width(columns))
     words = np.ascontiguousarray(data[:, : 8 * columns]).view("<i8").T.copy()
     flags = data[:, 8 * columns :]
@@ -115,11 +121,17 @@ def arrow_columns(
 
 
 def decode_cells(dtypes: Sequence[str], cells: Sequence[bytes]) -> list[pa.Array]:
-    """Decode the cells of many rows without a tail: the inverse of `cell_matrix`."""
+    """Decode the cells of many rows without a tail: the inverse of `cell_matrix`.
+
+    Raises:
+        InputError: The cells of a row have another length: the row was changed.
+    """
     if len(cells) != 1:
         return arrow_columns(dtypes, *decode_matrix(len(dtypes), cells))
     # One row's cells have the layout of Arrow's buffers: words, then a bit for each column.
     (row,) = cells
+    if len(row) != (width := cells_width(len(dtypes))):
+        raise _changed(len(row), width)
     nulls = row[8 * len(dtypes) :]
     return _slices(dtypes, 1, row, nulls.translate(_INVERTED) if any(nulls) else None)
 
@@ -162,7 +174,11 @@ def encode_row(dtypes: Sequence[str], values: Sequence[Value]) -> bytes:
 
 
 def decode_row(dtypes: Sequence[str], cells: bytes) -> Sequence[Value]:
-    """Decode one row into Python values: the inverse of `encode_row`."""
+    """Decode one row into Python values: the inverse of `encode_row`.
+
+    Raises:
+        InputError: The cells are shorter, or longer, than those of such a row: it was changed.
+    """
     return _values(dtypes, _layout(tuple(dtypes)), cells)
 
 
@@ -175,6 +191,8 @@ def decode_columns(dtypes: Sequence[str], cells: Sequence[bytes]) -> Sequence[Se
 
 
 def _values(dtypes: Sequence[str], layout: _Layout, cells: bytes) -> Sequence[Value]:
+    if len(cells) < layout.width or (len(cells) > layout.width and not layout.has_tail):
+        raise _changed(len(cells), layout.width)
     words: Sequence[int | float] = layout.words.unpack_from(cells)
     nulls = int.from_bytes(cells[8 * len(dtypes) : layout.width], "little")
     if layout.bools:
@@ -196,6 +214,12 @@ def _values(dtypes: Sequence[str], layout: _Layout, cells: bytes) -> Sequence[Va
             start, length = layout.width + (place & _LARGEST_TAIL), place >> 32
             out.append(cells[start : start + length])
     return out
+
+
+def _changed(found: int, width: int) -> InputError:
+    return InputError(
+        f"the cells of a row have {found} bytes, and those of its columns {width}: it was changed"
+    )
 
 
 class _Layout(NamedTuple):

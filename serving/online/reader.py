@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -43,6 +43,7 @@ from tidemill.features.definitions import (
 )
 from tidemill.features.errors import InputError, StoreError
 from tidemill.serving.online.cells import arrow_columns, decode_cells, decode_matrix, decode_row
+from tidemill.serving.online.damage import DAMAGE, damaged
 from tidemill.serving.online.database import OnlineDatabase, Snapshot
 from tidemill.serving.online.rows import KeySpace, Row, clock_us, online_key, online_keys
 from tidemill.serving.stores.online_places import Clock
@@ -109,10 +110,15 @@ class OnlineReader:
             known = column.drop_null() if column.null_count else column
             wanted.append((plan.space, online_keys(plan.join_key, known)))
         snapshots = self.database.read(wanted)
-        return {
-            name: self._batch(plan, column, snapshot)
-            for (name, column), plan, snapshot in zip(keys.items(), plans, snapshots, strict=True)
-        }
+        try:
+            return {
+                name: self._batch(plan, column, snapshot)
+                for (name, column), plan, snapshot in zip(
+                    keys.items(), plans, snapshots, strict=True
+                )
+            }
+        except DAMAGE as error:
+            raise self._damaged(keys, error) from error
 
     def read_one(self, keys: Mapping[str, str | int | None]) -> dict[str, OnlineReading]:
         """Read views for one entity each; all views as of one instant of the store.
@@ -135,10 +141,17 @@ class OnlineReader:
             for plan, key in zip(plans, keys.values(), strict=True)
         ]
         snapshots = self.database.read(wanted)
-        return {
-            name: self._one(plan, snapshot)
-            for name, plan, snapshot in zip(keys, plans, snapshots, strict=True)
-        }
+        try:
+            return {
+                name: self._one(plan, snapshot)
+                for name, plan, snapshot in zip(keys, plans, snapshots, strict=True)
+            }
+        except DAMAGE as error:
+            raise self._damaged(keys, error) from error
+
+    def _damaged(self, views: Iterable[str], error: Exception) -> StoreError:
+        """Return the error of rows that are not as a writer writes them."""
+        return damaged(self.database.name, f"a row of view {', '.join(views)}", error)
 
     def _one(self, plan: _Plan, snapshot: Snapshot) -> OnlineReading:
         row = snapshot.rows[0] if snapshot.rows else None

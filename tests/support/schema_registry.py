@@ -91,6 +91,9 @@ def schema_registry(certificate: Certificate | None = None) -> Iterator[SchemaRe
             if self.path in registry.answers:
                 return 200, registry.answers[self.path]
             if self.path.startswith("/schemas/ids/"):
+                if int(self.path.removeprefix("/schemas/ids/").partition("?")[0]) >= 2**31:
+                    # The path has no number that the server could read.
+                    return 404, {"error_code": 404, "message": "HTTP 404 Not Found"}
                 return 404, {"error_code": 40403, "message": "Schema not found"}
             if self.path.startswith("/subjects/"):
                 return 404, {"error_code": 40401, "message": "Subject not found"}

@@ -346,10 +346,16 @@ class PollLog:
         self._file = files[-1].open("ab", buffering=0)
 
     def _begin(self, number: int) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._file = (self._folder / f"{number:012d}{_SUFFIX}").open("xb", buffering=0)
-        self._size = 0
-        wait_for_disk(self._folder)
+        path = self._folder / f"{number:012d}{_SUFFIX}"
+        with named_for(path):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("xb", buffering=0)
+            self._size = 0
+            try:
+                wait_for_disk(self._folder)
+            except BaseException:
+                self.close()  # the next append begins again
+                raise
 
     def remove_before(self, number: int) -> None:
         """Remove the files that hold only polls before a number: no recovery needs them."""

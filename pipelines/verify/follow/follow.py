@@ -237,9 +237,9 @@ class _Proof:
             self._follower = None
             return self._stopped(record, str(error))
         follower = self._follower
+        is_away = f"not compared: {follower.store_is_away}" if follower.store_is_away else ""
         if done is None:
-            said = "" if not follower.store_is_away else f"not compared: {follower.store_is_away}"
-            return Step(follower.record, said=said)
+            return Step(follower.record, said=is_away)
         now_us = self._clock_us()
         is_growing = config.is_live and is_locked(current.stream_lock)
         behind_s = (now_us - done.up_to_us) / SECOND if is_growing else 0.0
@@ -248,7 +248,7 @@ class _Proof:
         follower.record = replace(
             follower.record, rounds=rounds, behind_s=done.behind_s, stops="", at_us=now_us
         )
-        said = self._keep_up(follower)
+        said = self._keep_up(follower) or is_away
         follower.record.write(root)
         found = _added(before, follower.record)
         return Step(follower.record, done, follower.behind, said, found)

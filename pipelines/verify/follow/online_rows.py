@@ -130,6 +130,10 @@ class OnlineRows:
                 return fill if fill.cuts == cuts_of(view, self.run) else None
         return None
 
+    def is_gone(self, view: FeatureView) -> bool:
+        """Tell whether the store has nothing of a view, which a stream fills before it begins."""
+        return not self.database.fills([KeySpace.of(self.project.name, view)])
+
     def read(self, view: FeatureView, keys: pa.Array) -> int:
         """Read the rows of entities; return how many could be read as of one mark.
 

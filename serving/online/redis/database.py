@@ -26,6 +26,7 @@ from typing import Any, Final
 from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 
 from tidemill.features.errors import NoKeySpace, StoreError, StoreUnavailable
+from tidemill.serving.online.damage import decoding
 from tidemill.serving.online.database import Parcel, Snapshot
 from tidemill.serving.online.fills import (
     LAYOUT,
@@ -432,11 +433,13 @@ class RedisDatabase:
         for keys in self._row_keys(fill.space, fill.id):
             # A scan may give a key twice, and one that was removed since.
             (values,) = self._run([("MGET", *keys)], [fill.space])
-            yield [
-                decode_row(key.removeprefix(prefix), data)
-                for key, data in zip(keys, values, strict=True)
-                if data is not None
-            ]
+            with decoding(self.name, f"a row of key space {fill.name}"):
+                rows = [
+                    decode_row(key.removeprefix(prefix), data)
+                    for key, data in zip(keys, values, strict=True)
+                    if data is not None
+                ]
+            yield rows
 
     def record_cuts(self, fills: Sequence[Fill]) -> None:
         """Replace the cuts in the records of fills."""
@@ -460,21 +463,23 @@ class RedisDatabase:
         for space, record in zip(spaces, records, strict=True):
             if not record or record[0] is None:
                 raise no_key_space(self.name, space)
-            if int(record[0]) != LAYOUT:
-                raise other_layout(self.name, f"key space {space.name}", int(record[0]))
-            _, shards, slices, id_ = record
-            remember(self.place, space, id_.decode(), int(shards), int(slices))
+            with decoding(self.name, f"the record of a fill of key space {space.name}"):
+                if int(record[0]) != LAYOUT:
+                    raise other_layout(self.name, f"key space {space.name}", int(record[0]))
+                _, shards, slices, id_ = record
+                remember(self.place, space, id_.decode(), int(shards), int(slices))
 
     def _snapshot(self, keys: Sequence[bytes], fill: KnownFill, answers: Iterator[Any]) -> Snapshot:
         parts = next(answers)
         rows: list[Row | None] = []
-        for start in range(0, len(keys), ROWS_A_LIST):
-            some = keys[start : start + ROWS_A_LIST]
-            rows += [
-                None if data is None else decode_row(key, data)
-                for key, data in zip(some, next(answers), strict=True)
-            ]
-        by_part = {} if parts is None else decode_frontiers(parts)
+        with decoding(self.name, f"a row, or the frontiers, of fill {fill.id}"):
+            for start in range(0, len(keys), ROWS_A_LIST):
+                some = keys[start : start + ROWS_A_LIST]
+                rows += [
+                    None if data is None else decode_row(key, data)
+                    for key, data in zip(some, next(answers), strict=True)
+                ]
+            by_part = {} if parts is None else decode_frontiers(parts)
         return Snapshot(Frontiers(fill.shards, by_part, fill.slices), rows)
 
     def _publish(self, writes: Sequence[Write], written: list[int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from tidemill.serving.online.damage import decoding
 from tidemill.serving.online.fills import LAYOUT, Fill, FillState, NewFill, Writer
 from tidemill.serving.online.refusals import other_layout
 from tidemill.serving.online.rows import KeySpace
@@ -37,21 +38,23 @@ def decode_fill(store: str, space: KeySpace, id_: str, reply: Sequence[bytes]) -
 
     Raises:
         OtherLayout: Another version wrote it.
+        StoreError: It was changed behind the store's back.
     """
     pairs = iter(reply)
-    record = {name.decode(): value for name, value in zip(pairs, pairs, strict=True)}
-    if "layout" not in record:
-        return None
-    if int(record["layout"]) != LAYOUT:
-        raise other_layout(store, f"key space {space.name}", int(record["layout"]))
-    return Fill(
-        id=id_,
-        space=space,
-        shards=int(record["shards"]),
-        slices=int(record["slices"]),
-        generation=record["generation"].decode(),
-        cuts=record["cuts"].decode(),
-        mode=record["mode"].decode(),
-        state=FillState(record["state"].decode()),
-        writer=Writer.from_key(record["token"], record["holder"]),
-    )
+    with decoding(store, f"the record of fill {id_} of key space {space.name}"):
+        record = {name.decode(): value for name, value in zip(pairs, pairs, strict=True)}
+        if "layout" not in record:
+            return None
+        if int(record["layout"]) != LAYOUT:
+            raise other_layout(store, f"key space {space.name}", int(record["layout"]))
+        return Fill(
+            id=id_,
+            space=space,
+            shards=int(record["shards"]),
+            slices=int(record["slices"]),
+            generation=record["generation"].decode(),
+            cuts=record["cuts"].decode(),
+            mode=record["mode"].decode(),
+            state=FillState(record["state"].decode()),
+            writer=Writer.from_key(record["token"], record["holder"]),
+        )

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from tidemill.serving.online.damage import decoding
 from tidemill.serving.online.fills import (
     LAYOUT,
     Fill,
@@ -140,20 +141,22 @@ def record_of(sqlite: sqlite3.Connection, store: str, fill: Fill) -> Fill:
 
 def _fill(store: str, space: KeySpace, row: Sequence[object]) -> Fill:
     id_, layout, _, state, shards, slices, generation, cuts, mode, token, holder = row
-    if layout != LAYOUT:
-        raise other_layout(store, space.name, int(str(layout)))
-    assert isinstance(token, bytes)
-    return Fill(
-        id=str(id_),
-        space=space,
-        shards=int(str(shards)),
-        slices=int(str(slices)),
-        generation=str(generation),
-        cuts=str(cuts),
-        mode=str(mode),
-        state=FillState(state),
-        writer=Writer.from_key(token, str(holder)),
-    )
+    with decoding(store, f"the record of fill {id_} of key space {space.name}"):
+        if layout != LAYOUT:
+            raise other_layout(store, space.name, int(str(layout)))
+        if not isinstance(token, bytes):
+            raise TypeError(f"the token is {token!r}")
+        return Fill(
+            id=str(id_),
+            space=space,
+            shards=int(str(shards)),
+            slices=int(str(slices)),
+            generation=str(generation),
+            cuts=str(cuts),
+            mode=str(mode),
+            state=FillState(state),
+            writer=Writer.from_key(token, str(holder)),
+        )
 
 
 def part_states(sqlite: sqlite3.Connection, fill: Fill) -> list[PartState]:

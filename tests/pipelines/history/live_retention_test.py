@@ -175,6 +175,10 @@ def test_what_stands_in_for_removed_rows_is_proven(project: TopicProject) -> Non
     found = verify(project.config(), QuietProgress(), sample=1)
     assert found["mismatches"] == len(NAMES)
     assert "are not those that were removed" in found["first_mismatches"][0]["id"]
+    (project.live.folder / "removed.json").unlink()
+    found = verify(project.config(), QuietProgress(), sample=1)
+    assert found["mismatches"] > 0
+    assert "removed.json" in found["first_mismatches"][0]["id"]
 
 
 def test_rows_are_forgotten_in_what_stands_in_for_removed_ones(project: TopicProject) -> None:

@@ -110,7 +110,7 @@ def entrance(
         root=rig.folder / "root",
         project=PROJECT,
         sources={
-            name: SimpleNamespace(kafka=SimpleNamespace(topic=name, quiet_us=SECOND))
+            name: SimpleNamespace(kafka=SimpleNamespace(topic=name, quiet_us=SECOND, clock="wall"))
             for name in ("paid", "asked")
         },
         stream=SimpleNamespace(poll_rows=100, savepoint_every_us=every_us),

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Final
 
@@ -113,9 +115,11 @@ def ended(command: str, project: TopicProject, monkeypatch: pytest.MonkeyPatch) 
                 return ""
             case _:
                 options = FollowOptions(once=True)
-                record = list(follow(config, options, threading.Event()))[-1].record
-                assert record is not None
-                return f"{record.stops}{record.differences}" if record.mismatches else ""
+                shutil.rmtree(config.root / "proof", ignore_errors=True)
+                step = list(follow(config, options, threading.Event()))[-1]
+                assert step.record is not None
+                found = step.record.differences if step.record.mismatches else ""
+                return f"{step.record.stops}{found}{step.said}"
     except TidemillError as error:
         return str(error)
 
@@ -147,7 +151,6 @@ def test_a_damaged_file_is_named_or_a_mismatch(
         path.unlink()
         if content is not None:
             path.write_bytes(content)
-        shutil.rmtree(project.folder / "run" / "proof", ignore_errors=True)
         said = ended(command, project, monkeypatch)
         assert said, (damage, command)
         if content is not None:  # what is gone may have the name of its folder only
@@ -177,6 +180,29 @@ def test_a_stream_whose_record_is_gone_is_not_one_that_has_not_begun(
     for command in (VERIFY, FOLLOW, RESUME):
         assert "stream" in (said := ended(command, project, monkeypatch)), command
         assert "tidemill stream" in said
+
+
+def test_an_older_record_of_what_is_sealed_is_found(
+    project: TopicProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sealed = project.live.sealed()
+    earlier = {name: [max(at - 1, 0) for at in of] for name, of in sealed.positions.items()}
+    project.live.write_sealed(replace(sealed, number=sealed.number - 1, positions=earlier))
+    assert "sealed.json is an older copy" in ended(VERIFY, project, monkeypatch)
+
+
+def test_an_online_store_that_is_gone_or_empty_is_said(
+    project: TopicProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = project.folder / "run" / "online.db"
+    with closing(sqlite3.connect(store)) as sqlite, sqlite:
+        sqlite.execute("DELETE FROM tidemill_fills")
+    said = ended(FOLLOW, project, monkeypatch)
+    assert "it has nothing of the view: it was emptied, or is another one" in said
+    assert "store" in ended(VERIFY, project, monkeypatch)
+    for path in store.parent.glob("online.db*"):
+        path.unlink()
+    assert ended(FOLLOW, project, monkeypatch).startswith("not compared: there is no online store")
 
 
 @pytest.mark.parametrize("change", [{"out_of_orderness": "20s"}, {"max_ahead": "2h"}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -52,7 +53,7 @@ def test_sealed_rows_are_added_to_those_of_the_files(rig: Rig) -> None:
 
 
 def test_a_stream_that_has_not_begun_has_no_live_rows(rig: Rig) -> None:
-    (rig.folder / "live" / "topics.json").unlink()
+    shutil.rmtree(rig.folder / "live")
     assert places(history_of(rig), "paid") == [(0, n) for n in range(5)]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import redis
 
 from tests.support import parcels
 from tests.support.parcels import BY_COURIER, courier_rows, depot_rows
@@ -36,6 +39,10 @@ from tidemill.serving.online.reader import (
     OnlineReading,
     finish_anchored,
 )
+from tidemill.serving.online.redis.database import RedisDatabase
+from tidemill.serving.online.redis.rows import fill_key, row_prefix
+from tidemill.serving.online.sqlite.database import SqliteDatabase
+from tidemill.serving.online.sqlite.scripts import rows_table
 
 MINUTE = 60 * 1_000_000
 
@@ -280,3 +287,62 @@ def test_anchor_without_an_instant_is_null() -> None:
     assert finish_anchored(idle, anchors, 2_000).to_pylist() == [1_000, None, 1_000]
     scans = BY_COURIER.columns[0]
     assert finish_anchored(scans, anchors, 2_000).to_pylist() == [1_000, None, 1_000]
+
+
+def _rows_changed(database: OnlineDatabase, change: Callable[[bytes], bytes]) -> None:
+    """Change the cells of every row of a view, behind the back of the store."""
+    (fill,) = (one for one in database.fills([parcels.COURIER_SPACE]) if one.is_current)
+    if isinstance(database, RedisDatabase):
+        client = redis.Redis(host=database.place.host, port=database.place.port)
+        for key in client.keys(row_prefix(fill.id) + b"*"):
+            client.set(key, change(client.get(key)))
+        return
+    assert isinstance(database, SqliteDatabase)
+    with closing(sqlite3.connect(database.path)) as sqlite, sqlite:
+        sqlite.execute("PRAGMA ignore_check_constraints = ON")
+        for key, cells in sqlite.execute(
+            f'SELECT entity_key, cells FROM "{rows_table(fill.id)}"'
+        ).fetchall():
+            update = f'UPDATE "{rows_table(fill.id)}" SET cells = ? WHERE entity_key = ?'
+            sqlite.execute(update, (change(cells), key))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda row: row[:-1], lambda row: row + b"\0", lambda row: row[:5], lambda row: b""],
+    ids=["shorter", "longer", "a part", "empty"],
+)
+def test_a_row_that_was_changed_is_a_named_error(
+    database: OnlineDatabase, change: Callable[[bytes], bytes]
+) -> None:
+    _publish(database, courier_rows({"entity_key": b"ann"}, {"entity_key": b"bob"}), 5_000)
+    _rows_changed(database, change)
+    reader = OnlineReader(database, parcels.PARCELS, "replay")
+    for keys in (["ann"], ["ann", "bob"], ["ann", "nobody"]):
+        with pytest.raises(StoreError, match=r"was changed and cannot be read.*republish"):
+            reader.read({"by_courier": pa.array(keys)})
+    with pytest.raises(StoreError, match=r"was changed and cannot be read.*republish"):
+        reader.read_one({"by_courier": "ann"})
+    assert reader.read_one({"by_courier": "nobody"})["by_courier"].status is ReadStatus.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("state", "x"), ("token", "x"), ("holder", "{"), ("holder", "{}"), ("shards", "x"),
+     ("slices", ""), ("layout", "x")],
+)  # fmt: skip
+def test_a_record_of_a_fill_that_was_changed_is_a_named_error(
+    database: OnlineDatabase, field: str, value: str
+) -> None:
+    _publish(database, courier_rows({"entity_key": b"ann"}), 5_000)
+    (fill,) = (one for one in database.fills([parcels.COURIER_SPACE]) if one.is_current)
+    if isinstance(database, RedisDatabase):
+        client = redis.Redis(host=database.place.host, port=database.place.port)
+        client.hset(fill_key(fill.id), field, value)
+    else:
+        assert isinstance(database, SqliteDatabase)
+        with closing(sqlite3.connect(database.path)) as sqlite, sqlite:
+            update = f"UPDATE tidemill_fills SET {field} = ? WHERE id = ?"
+            sqlite.execute(update, (value, fill.id))
+    with pytest.raises(StoreError, match=f"the record of fill {fill.id} .*cannot be read"):
+        database.fills([parcels.COURIER_SPACE])

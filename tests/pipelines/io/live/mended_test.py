@@ -299,6 +299,7 @@ def test_what_was_mended_and_rejected_before_types_were_kept_is_read(rig: Rig) -
     rig.live.seal(rig.build, TIME_MAX)
     (kept,) = (rig.folder / "live" / "rejected").glob("*.arrow")
     before = pa.ipc.open_file(kept.read_bytes()).read_all().drop_columns(["row_types"])
+    before = before.replace_schema_metadata(None)  # nor was there a digest
     with pa.OSFile(str(kept), "wb") as sink, pa.ipc.new_file(sink, before.schema) as writer:
         writer.write_table(before)
     mend(rig, row("mended", START))

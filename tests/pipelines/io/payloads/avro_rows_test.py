@@ -297,12 +297,14 @@ def test_messages_name_their_schemas(tmp_path: Path) -> None:
         values = [
             *[framed(1, old), framed(1, old), framed(2, new)],
             *[framed(3, old), framed(4, old), framed(5, old), framed(5, old), b"\1" + old, b"\0"],
+            *[framed(2**31, old), framed(2**32 - 1, old)],
         ]
         decoded = decode(decoder, values)
         assert rows_of(decoded) == [{"a": 1}, {"a": 1}, {"a": 2, "b": "x"}]
-        assert [len(part) for part in decoded] == [2, 7]
+        assert [len(part) for part in decoded] == [2, 9]
         reasons = [reason for _, reason in faults_of(decoded)]
-        assert reasons == [Reason.UNKNOWN_SCHEMA] * 4 + [Reason.NO_SCHEMA_ID] * 2
+        unknown, no_id = Reason.UNKNOWN_SCHEMA, Reason.NO_SCHEMA_ID
+        assert reasons == [unknown] * 4 + [no_id] * 2 + [unknown] * 2
         details = [row["detail"] for row in rejected_of(decoded)]
         assert "kind PROTOBUF" in details[0]
         assert "expected a record" in details[1]
