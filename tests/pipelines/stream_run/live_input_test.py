@@ -42,6 +42,8 @@ from tidemill.pipelines.stream_run.live_input import STOP, LiveInput
 from tidemill.serving.files.records import checksum_of
 
 AS_OF = START - HOUR + 1
+ENDS_AFTER_US = 1_500_000
+"""A busy machine takes a while to begin to read."""
 
 
 @pytest.fixture
@@ -336,12 +338,12 @@ def polls_of(rig: Rig) -> list[Poll]:
 
 def test_a_stream_goes_on_from_its_savepoint(rig: Rig) -> None:
     rig.paid.send(row("a", START))
-    first = entrance(rig, until_us=wall_clock_us() + 300_000)
+    first = entrance(rig, until_us=wall_clock_us() + ENDS_AFTER_US)
     number = run(first, lambda: wait_until(is_stopped(rig)))
     assert number is not None
     as_of_us = first.reached(number).as_of_us
     rig.paid.send(row("b", START))
-    again = entrance(rig, until_us=wall_clock_us() + 300_000, as_of_us=as_of_us)
+    again = entrance(rig, until_us=wall_clock_us() + ENDS_AFTER_US, as_of_us=as_of_us)
     assert again.begins.before == number
     assert again.begins.last_poll_number == 0
     more = run(again, lambda: wait_until(is_stopped(rig)))
@@ -357,7 +359,7 @@ def test_rows_are_received_after_what_the_states_hold(rig: Rig) -> None:
     """Also where the machine's clock is behind the end of the files."""
     as_of_us = wall_clock_us() + 24 * HOUR
     rig.paid.send(row("a", START))
-    given = entrance(rig, until_us=wall_clock_us() + 300_000, as_of_us=as_of_us)
+    given = entrance(rig, until_us=wall_clock_us() + ENDS_AFTER_US, as_of_us=as_of_us)
     run(given, lambda: wait_until(is_stopped(rig)))
     given.live.seal(rig.build)
     polls = given.taken()
@@ -437,7 +439,7 @@ def test_rows_of_files_that_neither_states_nor_topics_bring_are_refused(rig: Rig
 def test_live_rows_are_not_taken_for_rows_of_files(rig: Rig) -> None:
     for partition in (0, 1):
         rig.paid.send(*(row(f"{n}", START) for n in range(9)), partition=partition)
-    given = entrance(rig, until_us=wall_clock_us() + 300_000)
+    given = entrance(rig, until_us=wall_clock_us() + ENDS_AFTER_US)
     number = run(given, lambda: wait_until(is_stopped(rig)))
     assert number is not None
     reached = given.reached(number)
