@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,7 @@ from tidemill.examples.flights.live import TOPICS, configuration
 from tidemill.examples.flights.live_data import prepare
 from tidemill.examples.flights.live_producer import messages
 from tidemill.pipelines.servers.project_topics import make_topics
+from tidemill.serving.files.atomic_write import atomic_write
 
 ROOT: Final = Path(__file__).parents[1]
 ENGINES: Final = ("fnapi", "prism")
@@ -177,25 +178,36 @@ def latency(
     engine_and_mode = {"engine: fnapi, mode: exact": f"engine: {engine}, mode: {mode}"}
     with broker_with_topics(folder, rate * MONTH_S / rows, engine_and_mode) as bootstrap:
         tidemill(folder, "backfill")
-        go, sent, log = folder / "go", folder / "sent.json", folder / "stream.log"
+        go, sent, done = folder / "go", folder / "sent.json", folder / "done"
+        log = folder / "stream.log"
         reader = Reader(bootstrap)
         with streaming(folder, log) as stream:
             reader.start()
             load = [sys.executable, "-m", "benchmarks.live_flights", str(folder / "data")]
-            how = [bootstrap, str(rate), str(_WARM_S + seconds), str(go), str(sent)]
+            how = [bootstrap, str(rate), str(_WARM_S + seconds), str(go), str(sent), str(done)]
             with subprocess.Popen([*load, *how], cwd=ROOT) as producer:
-                if not reader.first.wait(_WAIT_S):
-                    producer.kill()
-                    raise AnswersDiffer(f"{name}: no answer in {_WAIT_S:g} s:\n{log.read_text()}")
-                go.touch()
-            asked: dict[str, int] = json.loads(sent.read_text())
-            begin_us = asked.pop(_BEGAN) + _WARM_S * 1e6
-            # Requests of the last second may wait for rows that do not come.
-            until_us = begin_us + (seconds - 1) * 1e6
-            steady = {one for one, at_us in asked.items() if begin_us <= at_us < until_us}
-            deadline = time.monotonic() + _WAIT_S
-            while (unanswered := steady - reader.came.keys()) and time.monotonic() < deadline:
-                time.sleep(0.1)
+                try:
+                    if not reader.first.wait(_WAIT_S):
+                        raise AnswersDiffer(
+                            f"{name}: no answer in {_WAIT_S:g} s:\n{log.read_text()}"
+                        )
+                    go.touch()
+                    while not sent.exists():
+                        if producer.poll() is not None:
+                            raise AnswersDiffer(f"{name}: the producer ended: {producer.poll()}")
+                        time.sleep(0.1)
+                    asked: dict[str, int] = json.loads(sent.read_text())
+                    begin_us = asked.pop(_BEGAN) + _WARM_S * 1e6
+                    # Those of the last second wait for rows that come slowly.
+                    until_us = begin_us + (seconds - 1) * 1e6
+                    steady = {one for one, at_us in asked.items() if begin_us <= at_us < until_us}
+                    deadline = time.monotonic() + _WAIT_S
+                    while (unanswered := steady - reader.came.keys()) and (
+                        time.monotonic() < deadline
+                    ):
+                        time.sleep(0.1)
+                finally:
+                    done.touch()
             stream.send_signal(signal.SIGTERM)
             if stream.wait() != 0:
                 raise AnswersDiffer(f"{name}: the stream failed:\n{log.read_text()}")
@@ -228,8 +240,12 @@ def summary(folder: Path) -> dict[str, Any]:
     return found
 
 
-def send(folder: Path, bootstrap: str, rate: float, seconds: float, go: Path, sent: Path) -> None:
+def send(
+    folder: Path, bootstrap: str, rate: float, seconds: float, go: Path, sent: Path, done: Path
+) -> None:
     """Send rows at a steady rate, and write when each request was sent, by its id.
+
+    Then rows go on to come slowly, since exact answers wait for them.
 
     Args:
         folder: What `prepare` has written.
@@ -238,6 +254,7 @@ def send(folder: Path, bootstrap: str, rate: float, seconds: float, go: Path, se
         seconds: For how long.
         go: Until this file is there, rows come slowly.
         sent: Where the times are written.
+        done: Until this file is there, rows go on to come.
     """
     rows = []
     for at, name, row in messages(folder):
@@ -245,7 +262,7 @@ def send(folder: Path, bootstrap: str, rate: float, seconds: float, go: Path, se
         rows.append((name, str(next(iter(row.values()))), value, round(at.timestamp() * 1_000)))
     producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 2})
     asked: dict[str, int] = {}
-    began, due_s, goes = time.monotonic(), 0.0, False
+    began, due_s, goes, has_sent = time.monotonic(), 0.0, False, False
     for name, key, value, at_ms in rows:
         while (now_s := time.monotonic() - began) < due_s:
             producer.poll(0)
@@ -255,15 +272,24 @@ def send(folder: Path, bootstrap: str, rate: float, seconds: float, go: Path, se
                 asked[_BEGAN] = time.time_ns() // 1_000
                 break
             time.sleep(min(due_s - now_s, 0.01))
-        if goes and now_s > seconds:
+        if goes and not has_sent and now_s > seconds:
+            _write(producer, asked, sent)
+            has_sent = True
+        if has_sent and done.exists():
             break
-        due_s += 1 / (rate if goes else min(rate, _SLOWLY))
-        if name == "requests":
+        due_s += 1 / (rate if goes and not has_sent else min(rate, _SLOWLY))
+        if name == "requests" and not has_sent:
             asked[key] = time.time_ns() // 1_000
         producer.produce(name, value, key=key.encode(), timestamp=at_ms)
+    if not has_sent:
+        _write(producer, asked, sent)
+
+
+def _write(producer: Producer, asked: Mapping[str, int], sent: Path) -> None:
     if producer.flush(60):
         raise AnswersDiffer("the broker has not taken all messages")
-    sent.write_text(json.dumps(asked))
+    with atomic_write(sent) as unfinished:
+        unfinished.write_text(json.dumps(asked))
 
 
 def run(quick: bool, effort: Effort) -> list[Figure]:
@@ -287,5 +313,5 @@ def run(quick: bool, effort: Effort) -> list[Figure]:
 
 
 if __name__ == "__main__":
-    where, to, how_fast, how_long, when, result = sys.argv[1:]
-    send(Path(where), to, float(how_fast), float(how_long), Path(when), Path(result))
+    where, to, how_fast, how_long, *paths = sys.argv[1:]
+    send(Path(where), to, float(how_fast), float(how_long), *map(Path, paths))

@@ -115,9 +115,9 @@ def scorer_of(bundle: Path, project: Project) -> Scorer:
 class Infer(beam.DoFn):
     """Turns answered record batches into predictions.
 
-    The answers of a bundle are scored together, since a call takes about as long for many rows as
-    for a few. Each batch of answers gives a batch of predictions, the same bytes as alone: what a
-    bundle is depends on the engine.
+    Predictions are made of all answers of a bundle at once, which takes about as long for many rows
+    as for a few. Each batch of answers is scored by itself, and gives a batch of predictions, the
+    same bytes as alone: what a bundle is depends on the engine.
 
     Attributes:
         project: The project.

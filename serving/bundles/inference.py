@@ -89,8 +89,8 @@ class Scorer:
         Args:
             columns: Every model input by name in its declared type (int64, float64, bool or
                 string; nullable); further columns are ignored.
-            parts: The rows of each part of the batch, whose scores are those of the part alone:
-                parts that are padded to the same shape share a call if they fit. None is one part.
+            parts: The rows of each part of the batch, which is scored in calls of its own, as if it
+                were alone: last bits may depend on a row's place in a call. None is one part.
 
         Returns:
             float32, ``(rows,)``.
@@ -153,8 +153,9 @@ class Scorer:
                 input_column(batch, wanted)
             return
         start = 0
-        for rows, padded in _shared_calls([batch.num_rows] if parts is None else parts):
-            yield start, start + rows, _tensors(self._layout.pack(batch.slice(start, rows), padded))
+        for rows in _pieces([batch.num_rows] if parts is None else parts):
+            blocks = self._layout.pack(batch.slice(start, rows), padded_rows(rows))
+            yield start, start + rows, _tensors(blocks)
             start += rows
 
 
@@ -164,19 +165,6 @@ def _pieces(parts: Iterable[int]) -> Iterator[int]:
         yield from [MAX_ROWS] * (rows // MAX_ROWS)
         if rows % MAX_ROWS:
             yield rows % MAX_ROWS
-
-
-def _shared_calls(parts: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Yield the rows and the padded rows of each call: pieces of one shape share it if they fit."""
-    rows = shape = 0
-    for piece in _pieces(parts):
-        padded = padded_rows(piece)
-        if rows and (padded != shape or rows + piece > shape):
-            yield rows, shape
-            rows = 0
-        rows, shape = rows + piece, padded
-    if rows:
-        yield rows, shape
 
 
 _shared: dict[str, Scorer] = {}

@@ -22,7 +22,7 @@ from tidemill.pipelines.forget.forget import forget
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.history.live_retention import remove_beside_streams, remove_old_rows
 from tidemill.pipelines.io import log, log_digests, log_files, log_pieces
-from tidemill.pipelines.io.live import live_log
+from tidemill.pipelines.io.live import seal
 from tidemill.pipelines.io.live.removed import RemovedRows
 from tidemill.pipelines.io.log_files import first_position
 from tidemill.pipelines.recovery.log_parts import stream_log
@@ -35,7 +35,7 @@ BLOCK: Final = 8
 
 
 def use_small_blocks(patch: pytest.MonkeyPatch) -> None:
-    for module in (log, log_digests, log_files, live_log):
+    for module in (log, log_digests, log_files, seal):
         patch.setattr(module, "BLOCK_ROWS", BLOCK)
     patch.setattr(log_pieces, "PIECE_ROWS", 3 * BLOCK)
     patch.setattr(os, "fsync", lambda _: None)  # nothing here loses its power

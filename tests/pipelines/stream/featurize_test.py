@@ -62,6 +62,7 @@ from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.state_files import read_handoff, state_path, write_handoff
 from tidemill.pipelines.stream.token_cache import TokenCache
+from tidemill.pipelines.stream.windowed import windowed
 from tidemill.pipelines.stream.wire_format import pack_publications, unpack_publications
 from tidemill.pipelines.telemetry.figures import Figures
 from tidemill.pipelines.telemetry.metrics import EARLY, REPEATS
@@ -155,7 +156,7 @@ class DoubleAndReorder(beam.DoFn):
         doubled = self._elements * 2
         random.Random(len(doubled)).shuffle(doubled)
         for element in doubled:
-            yield featurize._windowed(element, START)
+            yield windowed(element, START)
 
 
 class DropOne(beam.DoFn):
@@ -286,7 +287,7 @@ class FinishBundleWrites(beam.DoFn):
             assert list(newest.read()) == ([before - 1] if before else [])
             newest.clear()
             newest.add(before)
-            yield featurize._windowed((key, before, sorted(bag.read())), START)
+            yield windowed((key, before, sorted(bag.read())), START)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -123,18 +123,6 @@ def test_parts_of_a_batch_are_scored_as_if_each_were_alone(scorer: Scorer, seed:
         start += rows
 
 
-def test_parts_of_one_shape_share_calls_that_have_room(
-    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-    score = scorer._score
-    monkeypatch.setattr(
-        scorer, "_score", lambda **blocks: (calls.append(len(blocks["text"])), score(**blocks))[1]
-    )
-    scorer.score(_batch(3 + 5 + 1 + 12 + 8 + 2), [3, 5, 1, 12, 8, 2])
-    assert calls == [8, 8, 16, 8, 8]
-
-
 def test_an_empty_batch_has_no_scores(scorer: Scorer) -> None:
     assert scorer.score(_batch(8).slice(0, 0)).tolist() == []
     with pytest.raises(InputError, match="'grams' is not among the columns"):
