@@ -4,8 +4,8 @@ The rows of December are sent in the order in which they happened, one a message
 model and features are those of the live demo. *Latency* is from when a request is sent to when a
 reader of committed messages has its prediction with a score. In mode ``exact`` an answer waits
 until no earlier row of any source can come. The weather comes once an hour, so what it waits for is
-the broker's word that the weather is quiet, which is asked for twice a second. Producer, broker,
-stream and reader share the machine; `verify` recomputes every value and every score.
+the broker's word that the weather is quiet (`LiveReader`). Producer, broker, stream and reader
+share the machine; `verify` recomputes every value and every score.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ def send(
         if goes and not has_sent and now_s > seconds:
             _write(producer, asked, sent)
             has_sent = True
-        if has_sent and done.exists():
+        if done.exists():
             break
         due_s += 1 / (rate if goes and not has_sent else min(rate, _SLOWLY))
         if name == "requests" and not has_sent:

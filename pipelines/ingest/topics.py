@@ -21,9 +21,9 @@ from tidemill.pipelines.io.kafka.choosing import choose_client
 from tidemill.pipelines.io.kafka.client import Partition
 from tidemill.pipelines.io.kafka.connection import Connection
 from tidemill.pipelines.io.kafka.reader import Reader
-from tidemill.pipelines.io.live.live_reader import wall_clock_us
 from tidemill.pipelines.io.live.live_source import Ends, LiveSource
 from tidemill.pipelines.io.live.lost import base_of, offset_of
+from tidemill.pipelines.io.live.steady_clock import wall_clock_us
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.messages import Messages, joined
 from tidemill.pipelines.io.payloads.decoders import decoder

@@ -53,12 +53,12 @@ from tidemill.pipelines.io.live.follow import (
 from tidemill.pipelines.io.live.live_cuts import LiveTopic
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.io.live.live_polls import LivePolls
-from tidemill.pipelines.io.live.live_reader import LiveReader, wall_clock_us
+from tidemill.pipelines.io.live.live_reader import LiveReader
 from tidemill.pipelines.io.live.live_records import LiveOrigin
 from tidemill.pipelines.io.live.live_source import LiveFigures, LiveSource, Pace
 from tidemill.pipelines.io.live.lost import Loss, after_losses, offset_of
 from tidemill.pipelines.io.live.set_aside import losses_of
-from tidemill.pipelines.io.live.steady_clock import SteadyClock
+from tidemill.pipelines.io.live.steady_clock import SteadyClock, wall_clock_us
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.recovery.log_parts import stream_log

@@ -19,6 +19,8 @@ from typing import Final
 
 from tidemill.features.definitions import FeatureColumn
 
+LOST: Final = "lost"
+"""What a mismatch of a request without an answer is called."""
 LISTED: Final = 20
 """How many mismatches are kept with details; all are counted."""
 

@@ -15,7 +15,6 @@ Answers are read after the polls, so what is answered meanwhile is not lost.
 from __future__ import annotations
 
 import enum
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from tidemill.features.contract import SECOND, BoolArray, Int64Array
 from tidemill.features.errors import StateError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
+from tidemill.pipelines.io.live.steady_clock import wall_clock_us
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.savepoints import faults_of_savepoint
 from tidemill.pipelines.run.progress import Progress
@@ -38,14 +38,12 @@ from tidemill.pipelines.stream.rejected_by_stream import are_of_log
 from tidemill.pipelines.telemetry.stream_record import StreamRecord
 from tidemill.pipelines.verify.diagnosis import Kind
 from tidemill.pipelines.verify.due_requests import DueRequests
-from tidemill.pipelines.verify.findings import LISTED, Findings, Mismatch
+from tidemill.pipelines.verify.findings import LISTED, LOST, Findings, Mismatch
 from tidemill.pipelines.verify.instants import instant_text
 from tidemill.pipelines.verify.outputs.extent import complete_polls, complete_segment
 from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.serving.files.locks import is_locked
 
-LOST: Final = "lost"
-"""What a mismatch of a request without an answer is called."""
 IN_FLIGHT_US: Final = 60 * SECOND
 """A stream that runs may take so long from a poll to the answers that it makes due."""
 _TAKEN: Final = 8
@@ -171,7 +169,7 @@ class LostRequests:
         run: StreamRun,
         *,
         beyond: bool = False,
-        clock_us: Callable[[], int] = lambda: time.time_ns() // 1_000,
+        clock_us: Callable[[], int] = wall_clock_us,
     ) -> None:
         self._config, self._stream = config, config.current.stream_folder
         self._run, self._beyond, self._clock_us = run, beyond, clock_us

@@ -20,7 +20,7 @@ from tidemill.features.errors import InputError
 from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.output_folders import predictions_of
-from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.findings import LOST, Findings, Mismatch
 from tidemill.pipelines.verify.instants import field_text
 from tidemill.pipelines.verify.outputs.extent import Answerable
 from tidemill.pipelines.verify.outputs.places import places_of
@@ -162,7 +162,7 @@ def serve_beside_requests(
     for id in asked_ids.filter(pa.array(missing)).to_pylist():
         cause = "the releases have its answer"
         findings.add(
-            Mismatch("lost", id, seen="no answer", expected="an answer", cause=cause), features
+            Mismatch(LOST, id, seen="no answer", expected="an answer", cause=cause), features
         )
     waiting = int((lacking & ~missing).sum())
     kept = np.flatnonzero(known & first)

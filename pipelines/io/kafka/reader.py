@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final, TypeVar
 
 from tidemill.features.errors import (
+    BrokerError,
     BrokerUnreachable,
     InputError,
     NoSuchTopic,
@@ -266,14 +267,9 @@ class Reader(Closing):
 
     def _topics(self, names: Collection[str]) -> dict[str, Topic]:
         """Ask for topics; one that was just made is not known to every broker at once."""
-        deadline_s = time.monotonic() + _SPREAD_S
-        while True:
-            try:
-                return self._patiently(lambda: self._asker.topics(names))
-            except NoSuchTopic:
-                if time.monotonic() > deadline_s:
-                    raise
-                time.sleep(_AGAIN_S)
+        return _again(
+            lambda: self._patiently(lambda: self._asker.topics(names)), NoSuchTopic, _SPREAD_S
+        )
 
     def _raise_lost(self) -> None:
         if self._lost:
@@ -314,14 +310,19 @@ class Reader(Closing):
         )
 
     def _patiently(self, ask: Callable[[], _Answer]) -> _Answer:
-        deadline_s = time.monotonic() + self._answer_s
-        while True:
-            try:
-                return ask()
-            except BrokerUnreachable:
-                if time.monotonic() > deadline_s:
-                    raise
-                time.sleep(_AGAIN_S)
+        return _again(ask, BrokerUnreachable, self._answer_s)
+
+
+def _again(ask: Callable[[], _Answer], refused: type[BrokerError], within_s: float) -> _Answer:
+    """Ask, and ask again for so many seconds while the answer is such an error."""
+    deadline_s = time.monotonic() + within_s
+    while True:
+        try:
+            return ask()
+        except refused:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(_AGAIN_S)
 
 
 def _check_partition(where: Partition, topic: Topic) -> None:

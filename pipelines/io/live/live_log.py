@@ -24,10 +24,10 @@ import pyarrow as pa
 
 from tidemill.features.contract import TIME_MAX
 from tidemill.features.definitions import Project
-from tidemill.pipelines.io.live.live_records import LiveRecords, Sealed
+from tidemill.pipelines.io.live.live_records import POLLS, LiveRecords, Sealed
 from tidemill.pipelines.io.live.poll_files import CUTS, LOST, MENDED, REJECTED
 from tidemill.pipelines.io.live.poll_log import PollLog
-from tidemill.pipelines.io.live.seal import POLLS, seal_polls
+from tidemill.pipelines.io.live.seal import seal_polls
 from tidemill.pipelines.io.live.sealed_polls import SealedPolls
 
 LIVE: Final = "live"

@@ -63,6 +63,7 @@ from tidemill.pipelines.io.live.mended import (
     row_types,
 )
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
+from tidemill.pipelines.io.live.steady_clock import wall_clock_us
 from tidemill.pipelines.io.log import log_schema
 from tidemill.pipelines.io.messages import Messages
 from tidemill.pipelines.io.payloads.decoding import Decoded
@@ -101,11 +102,6 @@ class _SetAside(NamedTuple):
 
     records: pa.RecordBatch
     carried: pa.RecordBatch
-
-
-def wall_clock_us() -> int:
-    """Return the machine's clock in microseconds since 1970."""
-    return time.time_ns() // 1_000
 
 
 class LiveReader:

@@ -17,8 +17,7 @@ import pyarrow as pa
 from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.errors import DamagedFile, DamagedState
 from tidemill.pipelines.io.live.live_cuts import REMEDY, SentPoll, cuts_table
-from tidemill.pipelines.io.live.live_records import POLLS as POLLS
-from tidemill.pipelines.io.live.live_records import Sealed
+from tidemill.pipelines.io.live.live_records import POLLS, Sealed
 from tidemill.pipelines.io.live.poll_files import CUTS, LOST, MENDED, REJECTED, numbered
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.live.sealed_polls import SealedPolls

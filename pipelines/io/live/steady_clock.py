@@ -28,7 +28,8 @@ STEP_US: Final = 10 * SECOND
 _log = logging.getLogger(__name__)
 
 
-def _wall_us() -> int:
+def wall_clock_us() -> int:
+    """Return the machine's clock in microseconds since 1970."""
     return time.time_ns() // 1_000
 
 
@@ -43,7 +44,7 @@ class SteadyClock:
 
     def __init__(
         self,
-        wall_us: Callable[[], int] = _wall_us,
+        wall_us: Callable[[], int] = wall_clock_us,
         seconds: Callable[[], float] = time.monotonic,
         say: Callable[[str], None] = _log.warning,
     ) -> None:

@@ -28,6 +28,7 @@ from tidemill.features.errors import (
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.record import others_that_read
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
+from tidemill.pipelines.io.live.steady_clock import wall_clock_us
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.republish import keeps_frontiers
 from tidemill.pipelines.run.proof_record import (
@@ -104,7 +105,7 @@ def follow(
     config: Configuration,
     options: FollowOptions,
     stop: threading.Event,
-    clock_us: Callable[[], int] = lambda: time.time_ns() // 1_000,
+    clock_us: Callable[[], int] = wall_clock_us,
 ) -> Iterator[Step]:
     """Prove the stream of a root, and every one that follows it.
 

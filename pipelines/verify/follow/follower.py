@@ -26,7 +26,7 @@ from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
 from tidemill.pipelines.run.proof_record import Cause, Difference, ProofRecord, Round, added
 from tidemill.pipelines.verify.compare_lost import LossCheck
-from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.findings import LOST, Findings, Mismatch
 from tidemill.pipelines.verify.follow.differences import AS_COMPLETE, Differences, request_place
 from tidemill.pipelines.verify.follow.kept_answers import KeptAnswers
 from tidemill.pipelines.verify.follow.online_rows import OnlineRows
@@ -44,7 +44,6 @@ from tidemill.pipelines.verify.follow.waiting_requests import (
     Waiting,
     WaitingRequests,
 )
-from tidemill.pipelines.verify.lost_requests import LOST
 from tidemill.pipelines.verify.outputs.compare_scores import PredictionCheck
 from tidemill.pipelines.verify.outputs.extent import complete_segment
 from tidemill.pipelines.verify.release_evidence import Evidence, evidence_of

@@ -32,9 +32,9 @@ from tidemill.features.errors import BrokerError, InputError, NoSpace, StateMism
 from tidemill.pipelines.ingest.build_topics import BuildTopic, write_topics
 from tidemill.pipelines.ingest.topics import TopicExtent
 from tidemill.pipelines.io.live import follow
-from tidemill.pipelines.io.live.live_reader import wall_clock_us
 from tidemill.pipelines.io.live.live_source import LiveSource, Pace
 from tidemill.pipelines.io.live.poll_log import PollLog
+from tidemill.pipelines.io.live.steady_clock import wall_clock_us
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.stream_run import live_input
