@@ -49,6 +49,7 @@ PREDICTION_COLUMNS: Final = (
     "tensorflow",
     "xla",
     "padded_rows",
+    "call_row",
     "received_us",
     "sent_us",
     "created_us",

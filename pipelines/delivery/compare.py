@@ -47,7 +47,7 @@ _STAMPED: Final = b',"' + STAMPS[0].encode() + b'":'
 """Where the stamps begin in the value of a prediction: they are its last columns."""
 _CALL: Final = ("bundle_version", "device", "tensorflow", "xla")
 """By what a prediction was scored."""
-_SCORED: Final = ("score", "transform_hash", "spec_hash", "padded_rows", *_CALL)
+_SCORED: Final = ("score", "transform_hash", "spec_hash", "padded_rows", "call_row", *_CALL)
 _OF_BUNDLE: Final = (BUNDLE, "features_hash")
 
 

@@ -81,19 +81,21 @@ def predictions(
             out[f"{prefix}__{view.name}"] = pa.array(np.ascontiguousarray(words[:, index]))
     out |= columns
     if scorer is None:
-        score, padded = pa.nulls(rows, pa.float32()), pa.nulls(rows, pa.int64())
+        score = pa.nulls(rows, pa.float32())
+        padded = places = pa.nulls(rows, pa.int64())
         values: tuple[str | bool | None, ...] = (None, None, project.hash, None, None, None)
     else:
         parts = [rows] if parts is None else parts
         score = pa.array(scorer.score(pa.RecordBatch.from_pydict(columns), parts))
         padded = pa.array(scorer.padded_rows(*parts).astype(np.int64))
+        places = pa.array(scorer.call_rows(*parts).astype(np.int64))
         by = scorer.stamps
         values = (by.bundle, by.transform, by.features, by.device, by.tensorflow, by.xla)
     out["score"] = score
     for name, value in zip(_SCORED_BY, values, strict=True):
         kind = pa.bool_() if name == "xla" else pa.string()
         out[name] = pa.repeat(pa.scalar(value, kind), rows)
-    out["padded_rows"] = padded
+    out["padded_rows"], out["call_row"] = padded, places
     out["received_us"] = answered.column(RECEIVED)
     out["sent_us"] = answered.column(SENT)
     out["created_us"] = pa.repeat(pa.scalar(created_us, pa.int64()), rows)

@@ -32,7 +32,8 @@ from tidemill.pipelines.verify.source_history import EventsByKey
 _LISTED: Final = 10
 """How many of a feature's events are printed, the newest first."""
 _STAMPS: Final = (
-    "bundle_version", "transform_hash", "spec_hash", "padded_rows", "device", "tensorflow", "xla",
+    "bundle_version", "transform_hash", "spec_hash", "padded_rows", "call_row", "device",
+    "tensorflow", "xla",
 )  # fmt: skip
 
 
@@ -211,7 +212,8 @@ def _stamps(project: Project, prediction: dict[str, Any]) -> dict[str, str]:
         "received": instant_text(prediction["received_us"]),
         "made (wall clock)": instant_text(prediction["created_us"]),
     }
-    stamps |= {name.replace("_", " "): _stamp(prediction[name]) for name in _STAMPS}
+    # Predictions of earlier versions do not say which row of the call each was.
+    stamps |= {n.replace("_", " "): _stamp(prediction[n]) for n in _STAMPS if n in prediction}
     for view in project.views:
         stamps[view.name] = (
             f"as of {instant_text(prediction[f'as_of__{view.name}'])}, release "

@@ -22,6 +22,7 @@ from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.output_folders import predictions_of
 from tidemill.pipelines.verify.findings import LOST, Findings, Mismatch
 from tidemill.pipelines.verify.instants import field_text
+from tidemill.pipelines.verify.outputs.call_rows import with_call_rows
 from tidemill.pipelines.verify.outputs.extent import Answerable
 from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.serving.files.read_files import reading
@@ -88,6 +89,9 @@ def predictions_between(
 ) -> pa.Table | None:
     """Read the predictions of segments of a run; None if there are none.
 
+    Those of earlier versions, which do not say which row of its call each was, have `UNKNOWN_ROW`
+    there.
+
     Args:
         root: The run's folder.
         project: The project.
@@ -103,7 +107,7 @@ def predictions_between(
         needed |= {f"{stamp}__{view.name}" for stamp in ("as_of", "shard", "release")}
     tables = []
     for file, table in predictions_of(root).tables(since=since, until=until):
-        tables.append(table)
+        tables.append(with_call_rows(table))
         if lacking := sorted(needed - set(table.column_names)):
             raise InputError(
                 f"{file.path}: there is no column {lacking[0]!r}; it was made by other "

@@ -2,14 +2,14 @@
 
 It promises: with equal stamps, equal inputs give equal bytes, for any number of concurrent callers.
 TensorFlow's bytes depend on the shape of a batch (a plain Keras model's scores for a batch of 1 and
-one of 1,024 differ in the last bits of most rows). So batches are padded, by repeating their last
-row, to a power of two of at least 8 rows, and the padded shape is one of the stamps.
+one of 1,024 differ in the last bits of most rows), and on a row's place in it (oneDNN's kernels for
+AVX2 compute the last rows of some shapes otherwise). So batches are padded, by repeating their last
+row, to a power of two of at least 8 rows, and the padded shape and a row's place are stamps.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ import pyarrow as pa
 from tidemill.features.errors import InputError
 from tidemill.features.models.preprocessing import ModelInput, input_column
 from tidemill.serving.bundles.bundle import Bundle
+from tidemill.serving.bundles.device import device_stamp
 from tidemill.serving.bundles.saved_model import (
     MAX_ROWS,
     SCORE,
@@ -38,13 +39,13 @@ Columns: TypeAlias = "pa.RecordBatch | pa.Table | Mapping[str, Any]"
 
 @dataclass(frozen=True)
 class Stamps:
-    """The conditions that a score's bytes depend on, besides its inputs and its padded shape.
+    """The conditions that a score's bytes depend on, besides its inputs and its place in a call.
 
     Attributes:
         bundle: The bundle's version.
         transform: The transform graph's hash.
         features: The feature-spec hash.
-        device: ``CPU`` with the machine's architecture, or ``GPU`` with the device's name.
+        device: The CPU, or ``GPU`` with the device's name (`device_stamp`).
         tensorflow: TensorFlow's version.
         xla: Whether TensorFlow compiles with XLA automatically in this process.
     """
@@ -76,7 +77,7 @@ class Scorer:
             bundle=bundle.version,
             transform=bundle.transform_hash,
             features=bundle.feature_spec_hash,
-            device=_device_kind(),
+            device=device_stamp(),
             tensorflow=tf.__version__,
             xla=_xla_by_itself(),
         )
@@ -133,6 +134,16 @@ class Scorer:
         return np.repeat(
             np.array([padded_rows(rows) for rows in pieces], np.int32), np.array(pieces, np.int64)
         )
+
+    @staticmethod
+    def call_rows(*parts: int) -> npt.NDArray[np.int32]:
+        """Return the place of each row of a batch in the call that scores it, int32 ``(rows,)``.
+
+        Args:
+            parts: The rows of each part of the batch (`score`).
+        """
+        places = [np.arange(rows, dtype=np.int32) for rows in _pieces(parts)]
+        return np.concatenate([np.zeros(0, np.int32), *places])
 
     def _batch(self, columns: Columns) -> pa.RecordBatch:
         if isinstance(columns, pa.RecordBatch):
@@ -215,15 +226,6 @@ def _from_mapping(columns: Mapping[str, Any], inputs: tuple[ModelInput, ...]) ->
         raise InputError(f"model inputs have different numbers of rows: {lengths}")
     batch = pa.RecordBatch.from_arrays(arrays, names=schema_names)
     return [input_column(batch, wanted) for wanted in inputs]
-
-
-def _device_kind() -> str:
-    tf = load_tensorflow()
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        return f"CPU {platform.machine()}"
-    details = tf.config.experimental.get_device_details(gpus[0])
-    return f"GPU {details.get('device_name', 'unknown')}"
 
 
 def _xla_by_itself() -> bool:

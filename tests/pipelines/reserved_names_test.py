@@ -47,6 +47,9 @@ class _Scorer:
     def padded_rows(self, rows: int) -> np.ndarray:
         return np.full(rows, rows)
 
+    def call_rows(self, rows: int) -> np.ndarray:
+        return np.arange(rows)
+
 
 def _answered() -> pa.RecordBatch:
     """Return one answered request, with all the columns that an answered batch has."""

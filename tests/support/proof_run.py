@@ -279,6 +279,7 @@ class FakeScorer:
         return np.zeros(columns.num_rows, np.float32)
 
     padded_rows = staticmethod(Scorer.padded_rows)
+    call_rows = staticmethod(Scorer.call_rows)
 
 
 def score_without_models(patch: pytest.MonkeyPatch, scorer: Any = None) -> None:

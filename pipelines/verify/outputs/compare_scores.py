@@ -1,10 +1,10 @@
 """Comparing what a prediction says beside features: its score, its versions, its stamps.
 
 A score is computed again by the bundle that the prediction names, from the values that the releases
-give, in a call of the same padded shape. Where the call was made as this process makes it (device,
-TensorFlow's version, XLA), the bytes must be equal. Scores that were made elsewhere may differ in
-their last bits; they are counted apart, and must be equal within `TOLERANCE`. The predictions of a
-stream without a model must have no score.
+give, in the same row of a call of the same padded shape. Where the call was made as this process
+makes it (device, TensorFlow's version, XLA), the bytes must be equal. Scores that were made
+elsewhere may differ in their last bits; they are counted apart, and must be equal within
+`TOLERANCE`. The predictions of a stream without a model must have no score.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tidemill.features.contract import BoolArray
 from tidemill.features.definitions import Project
@@ -26,17 +27,19 @@ from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream.infer import predictions
 from tidemill.pipelines.stream.output_folders import STAMPS
 from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.outputs.call_rows import UNKNOWN_ROW, rows_of_calls
 from tidemill.pipelines.verify.outputs.differences import differing, shown
 from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.serving.bundles.current import BUNDLES
 from tidemill.serving.bundles.inference import Scorer
+from tidemill.serving.bundles.saved_model import MAX_ROWS
 
 TOLERANCE: Final = 1e-4
 """How far scores may be apart that two kinds of devices compute, absolutely."""
 
 _CALL: Final = ("device", "tensorflow", "xla")
 """The stamps that say how a call was made."""
-_SCORED: Final = ("score", "bundle_version", "transform_hash", "padded_rows", *_CALL)
+_SCORED: Final = ("score", "bundle_version", "transform_hash", "padded_rows", "call_row", *_CALL)
 """What is null in the predictions of a stream without a model."""
 _CAUSES: Final = {
     "score": "the bundle gives another score for the values that the releases give",
@@ -44,6 +47,7 @@ _CAUSES: Final = {
     "transform_hash": "the bundle's transform has another hash",
     "spec_hash": "the bundle was trained for other definitions",
     "padded_rows": "the call that scored it had another shape",
+    "call_row": "it was another row of the call that scored it",
     "partition": "the request is of another partition",
     "position": "the request is at another position",
     "received_us": "the request was received at another time",
@@ -135,7 +139,7 @@ class PredictionCheck:
     def take_served(self) -> None:
         """Compare the scores of all predictions with those that the bundle gives their features.
 
-        Rows whose padded shape was the same are scored in calls of this shape.
+        Each is scored as it was: in the same row of a call of the same padded shape.
         """
         if not self._is_scored:
             rows = self._found
@@ -148,35 +152,40 @@ class PredictionCheck:
         for row, call in enumerate(stamps):
             calls.setdefault(call, []).append(row)
         for call, places in calls.items():
-            self._take_call(str(call[0]), call[-1], self._found.take(pa.array(places)))
+            self._take_calls(str(call[0]), call[-1], self._found.take(pa.array(places)))
 
-    def _take_call(self, version: str, padded: int | None, found: pa.RecordBatch) -> None:
+    def _take_calls(self, version: str, padded: int | None, found: pa.RecordBatch) -> None:
+        """Compare the scores of predictions that a bundle made in calls of one padded shape."""
         scorer = self._scorer(version)
         if isinstance(scorer, str):
             self._note_all(found, "bundle_version", version, "a bundle of this root", scorer)
             return
-        by = scorer.stamps
-        at_once = padded if padded is not None and padded in range(1, 1 << 20) else found.num_rows
+        shape = padded if padded is not None and padded in range(1, MAX_ROWS + 1) else MAX_ROWS
+        shape = int(scorer.padded_rows(shape)[0])
+        rows = rows_of_calls(found.column("call_row"), shape)
         inputs = [*self._project.request.inputs, *(one.name for one in self._project.columns)]
-        for start in range(0, found.num_rows, at_once):
-            some = found.slice(start, at_once)
-            # A call with fewer rows repeats its last one, so that its shape is the same.
-            whole = np.minimum(np.arange(at_once), some.num_rows - 1)
-            columns = some.select(inputs).take(pa.array(whole))
-            score = pa.array(scorer.score(columns)[: some.num_rows])
+        by = scorer.stamps
+        for call in rows:
+            # What other rows of a call hold does not matter.
+            is_mine = call >= 0
+            whole = np.where(is_mine, call, call.max())
+            score = scorer.score(found.select(inputs).take(pa.array(whole)))
+            some = found.take(pa.array(call[is_mine]))
             right: dict[str, Any] = {
                 "bundle_version": by.bundle,
                 "transform_hash": by.transform,
                 "spec_hash": by.features,
-                "padded_rows": int(scorer.padded_rows(at_once)[0]),
+                "padded_rows": shape,
                 **{name: getattr(by, name) for name in _CALL},
             }
-            self.scores += some.num_rows
-            stamps = {
+            expected: dict[str, pa.Array] = {
                 name: pa.array([value] * some.num_rows, some.column(name).type)
                 for name, value in right.items()
             }
-            self._compare(some, _with_columns(some, {"score": score, **stamps}), scorer)
+            expected["score"] = pa.array(score[is_mine])
+            expected["call_row"] = pa.array(np.flatnonzero(is_mine))
+            self.scores += some.num_rows
+            self._compare(some, _with_columns(some, expected), scorer)
 
     def _compare(
         self, found: pa.RecordBatch, expected: pa.RecordBatch, scorer: Scorer | None
@@ -185,6 +194,7 @@ class PredictionCheck:
         if scorer is not None:
             made = {name: _most_frequent(found.column(name)) for name in _CALL}
             is_alike = all(made[name] == getattr(scorer.stamps, name) for name in _CALL)
+            is_alike &= not pc.any(pc.equal(found.column("call_row"), UNKNOWN_ROW)).as_py()
         if not is_alike:
             self.elsewhere += found.num_rows
         for name in expected.schema.names:
@@ -198,6 +208,9 @@ class PredictionCheck:
                 )
             if name in made:
                 right = pa.array([made[name]] * len(right), right.type)
+            if name == "call_row":
+                is_unknown = pc.equal(seen, UNKNOWN_ROW).fill_null(fill_value=False)
+                right = pc.if_else(is_unknown, seen, right)
             wrong = differing(seen, right)
             if name == "score" and scorer is not None and not is_alike:
                 far = _far(seen, right)

@@ -47,6 +47,7 @@ from tidemill.testing import compare_with_run
 
 NO_SCORE = (
     "score", "bundle_version", "transform_hash", "device", "tensorflow", "xla", "padded_rows",
+    "call_row",
 )  # fmt: skip
 CUT = EVALUATE_UNTIL + 6 * HOUR
 LABELLED = replace(

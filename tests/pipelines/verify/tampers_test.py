@@ -364,7 +364,7 @@ def _predictions() -> list[Tamper]:
         Tamper(name, cell("predictions", name), name, name)
         for name in (
             "score", "bundle_version", "transform_hash", "spec_hash", "device", "tensorflow",
-            "xla", "padded_rows", "received_us",
+            "xla", "padded_rows", "call_row", "received_us",
         )
     ]  # fmt: skip
     # In the second row every feature has a value.

@@ -102,6 +102,12 @@ def test_padded_shapes_are_powers_of_two_from_8_to_4096(scorer: Scorer) -> None:
     assert scorer.padded_rows(0).tolist() == []
 
 
+def test_rows_of_calls_count_from_0_in_each_call(scorer: Scorer) -> None:
+    assert scorer.call_rows(2, 0, 3).tolist() == [0, 1, 0, 1, 2]
+    assert scorer.call_rows(MAX_ROWS + 2).tolist() == [*range(MAX_ROWS), 0, 1]
+    assert scorer.call_rows(0).tolist() == scorer.call_rows().tolist() == []
+
+
 def test_a_long_batch_is_scored_in_several_calls(scorer: Scorer) -> None:
     batch = _batch(MAX_ROWS + 100)
     scores = scorer.score(batch)

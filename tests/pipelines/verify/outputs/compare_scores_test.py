@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ from tidemill.pipelines.stream.answer_join import answered_schema
 from tidemill.pipelines.stream.infer import predictions
 from tidemill.pipelines.verify.compare_predictions import patterns
 from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.outputs.call_rows import with_call_rows
 from tidemill.pipelines.verify.outputs.compare_scores import PredictionCheck
 from tidemill.serving.bundles.inference import Scorer, shared_scorer
 
@@ -124,8 +130,8 @@ def test_scores_of_another_device_may_differ_in_their_last_bits(root: Path, scor
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("padded_rows", 64), ("transform_hash", "0" * 16), ("spec_hash", "0" * 16), ("xla", True),
-     ("tensorflow", "1.0"), ("bundle_version", "0" * 16)],
+    [("padded_rows", 64), ("call_row", 5), ("call_row", None), ("transform_hash", "0" * 16),
+     ("spec_hash", "0" * 16), ("xla", True), ("tensorflow", "1.0"), ("bundle_version", "0" * 16)],
 )  # fmt: skip
 def test_a_stamp_of_one_prediction_is_compared(
     column: str, value: Any, root: Path, scorer: Scorer
@@ -156,3 +162,81 @@ def test_a_bundle_that_cannot_be_used_proves_nothing(
     assert findings.count == ROWS
     assert found.scores == 0
     assert wanted.get(fault, "minutes_1d") in findings.listed[0].cause
+
+
+TOGETHER = (8, 8, 3, 16, 5, 32, 32, 20, 64)
+"""The rows of the calls that many predictions are made in."""
+
+
+def scored_in_calls(scorer: Scorer) -> pa.Table:
+    """Predictions in calls of several shapes, in another order than the calls."""
+    one = pa.Table.from_batches([answered()])
+    many = pa.concat_tables([one] * (sum(TOGETHER) // ROWS + 1)).slice(0, sum(TOGETHER))
+    order = np.random.default_rng(5).permutation(sum(TOGETHER))
+    batch = many.take(pa.array(order)).combine_chunks().to_batches()[0]
+    table = pa.Table.from_batches([predictions(PROJECT, scorer, batch, 1, TOGETHER)])
+    return table.take(pa.array(np.random.default_rng(6).permutation(len(table))))
+
+
+def check_served(root: Path, table: pa.Table) -> tuple[list[Mismatch], PredictionCheck]:
+    findings = Findings()
+    found = PredictionCheck(root, PROJECT, table, findings)
+    found.take_served()
+    return findings.listed, found
+
+
+def test_what_was_served_is_scored_in_the_same_rows_of_calls(root: Path, scorer: Scorer) -> None:
+    table = scored_in_calls(scorer)
+    listed, found = check_served(root, table)
+    assert (listed, found.scores, found.elsewhere) == ([], len(table), 0)
+    # A share of them.
+    listed, found = check_served(root, table.take(pa.array(range(0, len(table), 3))))
+    assert (listed, found.elsewhere) == ([], 0)
+    for row in (0, len(table) - 1):
+        listed, _ = check_served(root, changed(table, "score", row, one_bit))
+        assert [one.what for one in listed] == ["score"]
+    for value in (None, -1, -2, 64, 2**40):
+        listed, _ = check_served(root, with_call_rows(changed(table, "call_row", 2, value)))
+        assert "call_row" in [one.what for one in listed]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's kernels are chosen on x86")
+def test_kernels_whose_bits_depend_on_the_place_of_a_row_are_repeated(
+    root: Path, scorer: Scorer
+) -> None:
+    """Those for AVX2, of which one for the last rows of some shapes adds in another order."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    code = f"from {__name__} import main; main({str(root)!r})"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    depends, mismatches, scores, device = json.loads(found.stdout)
+    assert (mismatches, scores) == (0, sum(TOGETHER))
+    assert "ONEDNN_MAX_CPU_ISA=AVX2" in device
+    assert depends, "no kernel of this machine has such rows: the test shows nothing"
+    assert device != scorer.stamps.device
+
+
+def main(root: str) -> None:
+    """Print whether scores depend on the row, and the mismatches of scores that are repeated."""
+    scorer = shared_scorer(given.bundle())
+    listed, found = check_served(Path(root), scored_in_calls(scorer))
+    row = pa.Table.from_batches([answered().slice(0, 1)])
+    same = pa.concat_tables([row] * 8).combine_chunks().to_batches()[0]
+    scores = predictions(PROJECT, scorer, same, 1).column("score")
+    depends = len(scores.unique()) > 1
+    print(json.dumps([depends, len(listed), found.scores, scorer.stamps.device]))
+
+
+def test_predictions_of_earlier_versions_may_differ_in_their_last_bits(
+    root: Path, scorer: Scorer
+) -> None:
+    table = with_call_rows(scored_in_calls(scorer).drop_columns(["call_row"]))
+    assert table.schema.equals(scored_in_calls(scorer).schema)
+    listed, found = check_served(root, changed(table, "score", 4, one_bit))
+    assert (listed, found.elsewhere) == ([], len(table))
+    listed, _ = check_served(root, changed(table, "score", 4, 0.5))
+    assert [one.what for one in listed] == ["score"]
+    listed, found = check(root, with_call_rows(served(scorer).drop_columns(["call_row"])))
+    assert (listed, found.scores, found.elsewhere) == ([], ROWS, ROWS)
