@@ -80,7 +80,7 @@ def backfill(
         live, topics = None, {}
         if config.is_live:
             live = find_live_rows(build.before, config.project)
-            known = {} if live is None else {n: len(t.offsets) for n, t in live.topics.items()}
+            known = {} if live is None else {n: len(o) for n, o in live.sealed.offsets.items()}
             topics = ask_topics(config, known)
             if live is not None:
                 check_live_rows(config, live, topics)

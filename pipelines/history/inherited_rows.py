@@ -69,6 +69,7 @@ def take_over(
             return
         check_topics(
             former.topics(),
+            former.sealed(),
             Log(before.newest_build),
             {name: BuildTopic(topic.topic, topic.offsets) for name, topic in topics.items()},
             project,
@@ -155,22 +156,29 @@ def inherit(
     if (removed := RemovedRows.read(former.folder)).rows:
         removed.write(folder)  # the build has these rows
     begun = former.topics()
-    # A topic may have got more partitions, which are read from the build's offsets.
-    added = {name: topic.offsets[len(begun[name].offsets) :] for name, topic in topics.items()}
+    # A topic may have got more partitions: some that were read, from their beginning on, into the
+    # partitions that the log began with, and others that are read from the build's offsets. The
+    # new log has a partition for each.
+    added = {name: topic.offsets[len(sealed.offsets[name]) :] for name, topic in topics.items()}
     if last is not None:
         live.polls.append(_renumbered(last, log, begun, topics, added))
         live.polls.close()
     live.write_sealed(
         Sealed(
             sealed.number,
-            {name: [*sealed.positions[name], *[0] * len(more)] for name, more in added.items()},
+            {name: _padded(sealed.positions[name], topic) for name, topic in topics.items()},
             {name: [*sealed.offsets[name], *more] for name, more in added.items()},
         )
     )
     live.begin(
         {
             name: dataclasses.replace(
-                topic, offsets=(*begun[name].offsets, *added[name]), id=begun[name].id
+                topic,
+                offsets=(
+                    *_padded(begun[name].offsets, topic)[: len(sealed.offsets[name])],
+                    *added[name],
+                ),
+                id=begun[name].id,
             )
             for name, topic in topics.items()
         },
@@ -221,10 +229,8 @@ def _renumbered(
                 for part in poll.parts
                 if part.source == name and part.partition >= before[name].first
             ]
-            first = now[name].first + len(before[name].offsets)
-            parts += [
-                PollPart(name, first + n, 0, 0, TIME_MIN, None) for n in range(len(added[name]))
-            ]
+            new = range(len(before[name].offsets), len(now[name].offsets))
+            parts += [PollPart(name, now[name].first + n, 0, 0, TIME_MIN, None) for n in new]
     empty = Poll(poll.number, poll.sent_us, tuple(parts))
     return dataclasses.replace(
         last,
@@ -236,6 +242,11 @@ def _renumbered(
         poll=empty.encode(),
         rejected=None,
     )
+
+
+def _padded(numbers: Sequence[int], topic: LiveTopic) -> list[int]:
+    """Return numbers of partitions, with 0 for those that the topic has got since."""
+    return [*numbers, *[0] * (len(topic.offsets) - len(numbers))]
 
 
 def _lengths(log: Log, name: str, topic: LiveTopic | None) -> Sequence[int]:

@@ -145,7 +145,7 @@ def check_live_rows(
             sources read these rows from the project's own archive, too.
     """
     _check_archive(config)
-    check_topics(live.topics, live.log, topics, config.project)
+    check_topics(live.topics, live.sealed, live.log, topics, config.project)
     until_us, asked_us = live.read_until_us, config.splits.evaluate_until_us
     if until_us is not None and asked_us > until_us:
         raise InputError(
@@ -170,12 +170,17 @@ def _check_archive(config: Configuration) -> None:
 
 
 def check_topics(
-    found: Mapping[str, LiveTopic], log: Log, topics: Mapping[str, BuildTopic], project: Project
+    found: Mapping[str, LiveTopic],
+    sealed: Sealed,
+    log: Log,
+    topics: Mapping[str, BuildTopic],
+    project: Project,
 ) -> None:
     """Check that live rows can be gone on with.
 
     Args:
         found: The topics that were read.
+        sealed: How far they were.
         log: The log with the rows.
         topics: The topics as they are now.
         project: The project.
@@ -189,12 +194,13 @@ def check_topics(
             was is None
             or now is None
             or was.topic != now.topic
-            or len(was.offsets) > len(now.offsets)
+            or len(sealed.offsets[name]) > len(now.offsets)
         ):
+            read = _said(was, len(sealed.offsets.get(name, ())))
+            there = _said(now, 0 if now is None else len(now.offsets))
             raise StateMismatch(
-                f"the streams of this root have read {_said(was)} of {name!r}, and now there is "
-                f"{_said(now)}: what was read would be left out; set the topic back, or begin a "
-                "new root"
+                f"the streams of this root have read {read} of {name!r}, and now there is {there}: "
+                "what was read would be left out; set the topic back, or begin a new root"
             )
         if list(log.columns(name).items()) != list(project.definition(name).schema.items()):
             raise StateMismatch(
@@ -204,7 +210,5 @@ def check_topics(
             )
 
 
-def _said(topic: LiveTopic | BuildTopic | None) -> str:
-    if topic is None:
-        return "no topic"
-    return f"topic {topic.topic!r} of {len(topic.offsets)} partitions"
+def _said(topic: LiveTopic | BuildTopic | None, partitions: int) -> str:
+    return "no topic" if topic is None else f"topic {topic.topic!r} of {partitions} partitions"

@@ -55,6 +55,16 @@ class ReadTo:
     positions: Mapping[str, Sequence[int]]
     topic_ids: Mapping[str, str]
 
+    def with_new(self, extents: Mapping[str, TopicExtent]) -> ReadTo:
+        """Return it with the partitions that topics have got since, of which nothing is read."""
+        positions = {}
+        for source, found in self.positions.items():
+            extent = extents[source]
+            is_other = self.topic_ids.get(source, extent.id) != extent.id
+            new = 0 if is_other else len(extent.first) - len(found)
+            positions[source] = [*found, *[0] * new]
+        return ReadTo(positions, self.topic_ids)
+
 
 def check_option(text: str) -> str:
     """Return an option as it is; its form is checked only.
@@ -98,7 +108,7 @@ def find_losses(
                 f"{len(extent.first)} partitions, and the stream reads {len(positions)}: make it "
                 f"with {len(positions)} partitions, or begin a new root"
             )
-        # A topic may have got more partitions, which is told later.
+        # One that has fewer is told when it is read.
         for partition, position in enumerate(positions[: len(extent.first)]):
             first, end = extent.first[partition], extent.ends[partition]
             anew, at = base_of(position) + INCARNATION, position

@@ -21,6 +21,7 @@ from tidemill.pipelines.io.kafka.choosing import choose_client
 from tidemill.pipelines.io.kafka.client import Partition
 from tidemill.pipelines.io.kafka.connection import Connection
 from tidemill.pipelines.io.kafka.reader import Reader
+from tidemill.pipelines.io.live.live_cuts import LiveTopic
 from tidemill.pipelines.io.live.live_source import Ends, LiveSource
 from tidemill.pipelines.io.live.lost import base_of, offset_of
 from tidemill.pipelines.io.live.steady_clock import wall_clock_us
@@ -189,12 +190,17 @@ class _TopicReader:
     def partitions(self) -> int:
         return len(self.reader.partitions(self.topic))
 
+    def add(self, positions: Mapping[int, int]) -> None:
+        self.reader.add({Partition(self.topic, n): offset_of(at) for n, at in positions.items()})
+        self.bases = [*self.bases, *(base_of(positions[number]) for number in sorted(positions))]
+
 
 @contextmanager
 def open_topics(
     config: Configuration,
     log: Log,
     unsealed: Iterable[PollPart],
+    topics: Mapping[str, LiveTopic],
     offsets: Mapping[str, Sequence[int]],
     topic_ids: Mapping[str, str] | None = None,
 ) -> Iterator[list[LiveSource]]:
@@ -204,6 +210,7 @@ def open_topics(
         config: The configuration.
         log: The log of the stream, with the live rows that are sealed.
         unsealed: Those that are written down and not sealed yet.
+        topics: The topics as the live log began with them.
         offsets: Source to the position of each partition at which reading begins
             (`pipelines.io.live.lost`).
         topic_ids: Source to the id of the topic that has these positions, where it is known.
@@ -216,7 +223,8 @@ def open_topics(
             hold an offset any more.
     """
     request = config.project.request
-    begins = log.partitions(request.name) - len(offsets.get(request.name, ()))
+    asked = topics.get(request.name)
+    begins = log.partitions(request.name) if asked is None else asked.first
     ids = ids_so_far(request, log, begins, unsealed)
     with ExitStack() as opened:
         client = opened.enter_context(InChildProcess(readers=config.stream.readers))
@@ -236,9 +244,9 @@ def open_topics(
                     f"the topic {name_of_topic!r} of {name!r} was deleted and made again while the "
                     "stream began; run it again"
                 )
-            first = log.partitions(name) - len(begin)
             topic = _TopicReader(reader, name_of_topic, [base_of(at) for at in begin])
-            made = _live_source(config, source, topic, first, len(begin), ids)
+            first, partitions = topics[name].first, len(topics[name].offsets)
+            made = _live_source(config, source, topic, first, partitions, ids)
             sources.append(replace(made, topic_id=identity))
         yield sources
 

@@ -345,14 +345,19 @@ def _places(
     for index, watermark_us in enumerate(shard["watermarks_us"]):
         is_event = index < of_events
         source, number = names[not is_event], index if is_event else index - of_events
-        first = _fact(figures, source_fact(source, 0))
-        if first is None or number < first["log_partition"]:
+        # Of several partitions of a topic that the log has as one, the last in time holds it back.
+        of_topic = [
+            (fact["watermark_us"], part)
+            for name, part in standings
+            if name == source
+            and (fact := _fact(figures, source_fact(source, part))) is not None
+            and fact["log_partition"] == number
+        ]
+        if not of_topic:
             found.append(Place(source, number, watermark_us))
             continue
-        number -= first["log_partition"]
-        fact = _fact(figures, source_fact(source, number))
-        read_us = None if fact is None else fact["watermark_us"]
-        found.append(Place(source, number, watermark_us, read_us, standings.get((source, number))))
+        read_us, part = min(of_topic)
+        found.append(Place(source, part, watermark_us, read_us, standings[source, part]))
     return found
 
 

@@ -273,10 +273,13 @@ class LiveInput:
             InputError: Something is accepted that is not lost.
             BrokerError: A topic cannot be asked.
         """
-        return self._find_lost(self.say)
+        return self._find_lost(self.say)[1]
 
-    def _find_lost(self, say: Callable[[str], None]) -> list[Loss]:
-        losses = find_losses(self._read_to(), ask_extents(self.config), self.accept_lost)
+    def _find_lost(self, say: Callable[[str], None]) -> tuple[ReadTo, list[Loss]]:
+        """Return where the topics are read to, and what they have lost behind that."""
+        extents = ask_extents(self.config)
+        read_to = self._read_to().with_new(extents)
+        losses = find_losses(read_to, extents, self.accept_lost)
         command = "tidemill stream --resume" if self.start.resumes else "tidemill stream"
         before = losses_of(self.live) if self.accept_lost else []
         try:
@@ -285,15 +288,15 @@ class LiveInput:
         except (PositionOutOfRange, RecreatedTopic):
             self._say_all(losses)
             raise
-        return losses
+        return read_to, losses
 
     def _say_all(self, losses: Sequence[Loss]) -> None:
         """Say of each loss what it is; the error that follows has room for one."""
         last = self.live.polls.last()
         for loss in losses:
-            highest_us = TIME_MIN
-            if last is not None:
-                highest_us = last.highest_us[loss.source][loss.partition]
+            highest_us, known = TIME_MIN, () if last is None else last.highest_us[loss.source]
+            if loss.partition < len(known):
+                highest_us = known[loss.partition]
             after = (
                 f", after events of {write_instant(highest_us)}" if highest_us > TIME_MIN else ""
             )
@@ -320,20 +323,21 @@ class LiveInput:
         Raises:
             BrokerError: A topic cannot be read any more, or has lost messages which are not
                 accepted; the stream has stopped in order.
-            StateMismatch: A topic has got more partitions; the stream has stopped in order.
+            StateMismatch: A topic has fewer partitions; the stream has stopped in order.
         """
         self._stop.unlink(missing_ok=True)
-        losses, read_to = self._find_lost(self._ignore), self._read_to()
+        read_to, losses = self._find_lost(self._ignore)
+        topics, log = self.live.topics(), self._log
         offsets = after_losses(read_to.positions, losses)
         topic_ids = {**read_to.topic_ids, **{loss.source: loss.topic_id for loss in losses}}
         failed: list[BaseException] = []
         with (
             archiving(self.config, self.start.current, self.say),
             committing(self.config) as self._committed,
-            open_topics(self.config, self._log, self._unsealed(), offsets, topic_ids) as sources,
+            open_topics(self.config, log, self._unsealed(), topics, offsets, topic_ids) as sources,
         ):
-            reader = self._reader(sources)
-            reader.check_partitions()
+            reader = self._reader(sources, read_to)
+            reader.find_partitions()
             if losses:
                 reader.accept_lost(losses, who_accepts())
                 for loss in losses:
@@ -367,7 +371,8 @@ class LiveInput:
     def _say_lost(self) -> None:
         """Raise what topics have lost while they were read, and how to accept it."""
         try:
-            losses = find_losses(self._read_to(), ask_extents(self.config))
+            extents = ask_extents(self.config)
+            losses = find_losses(self._read_to().with_new(extents), extents)
         except (BrokerUnreachable, NoSuchTopic):
             return  # then only the reader's own error is known
         if losses:
@@ -389,7 +394,7 @@ class LiveInput:
         for logged in self.live.polls.read(after=self.live.sealed().number):
             yield from Poll.decode(bytes(logged.poll)).parts
 
-    def _reader(self, sources: list[LiveSource]) -> LiveReader:
+    def _reader(self, sources: list[LiveSource], read_to: ReadTo) -> LiveReader:
         topics = self.live.topics()
         order: list[tuple[str, int, int | None]] = []
         for definition, partition in self.begins.sources:
@@ -405,7 +410,7 @@ class LiveInput:
             sources,
             order,
             self.live.polls,
-            self.live.sealed().offsets,
+            read_to.positions,
             Pace(
                 poll_messages=self.config.stream.poll_rows,
                 hold_s=_HOLD_S if is_exact else None,

@@ -60,7 +60,9 @@ class LossCheck:
                 if place[0] not in topics:
                     continue  # a source that has no topic any more
                 source, partition = place
-                begin = self._at.get(place, topics[source].offsets[partition])
+                begun = topics[source].offsets
+                # One that the topic got later is read from its beginning.
+                begin = self._at.get(place, begun[partition] if partition < len(begun) else 0)
                 before = _positions_before(begin, offsets)
                 self._check_steps(place, cuts.number, before, offsets, cuts.marks[place], findings)
                 for row in np.flatnonzero(cuts.marks[place]).tolist():

@@ -177,6 +177,10 @@ class MemoryReader:
         self._ids = {where.topic: self._all.id_of(where.topic) for where in positions}
         self._check()
 
+    def add(self, positions: Mapping[Partition, int]) -> None:
+        self._at |= positions
+        self._check()
+
     def _check(self) -> None:
         for topic, known in self._ids.items():
             if self._all.id_of(topic) != known:
@@ -438,9 +442,9 @@ class TopicProject:
             for partition in range(log.partitions(name))
         ]
         offsets = LiveReader.offsets_after(live.polls, live.sealed().offsets)
-        with open_topics(config, log, [], offsets) as sources:
+        with open_topics(config, log, [], live.topics(), offsets) as sources:
             reader = LiveReader(
-                sources, order, live.polls, live.sealed().offsets, PACE,
+                sources, order, live.polls, offsets, PACE,
                 after_us=self.until_us - 1, clock_us=lambda: self.now_us,
                 seconds=lambda: self.now_us / SECOND,
             )  # fmt: skip

@@ -89,6 +89,7 @@ class ScriptedTopic:
             [] for _ in range(self.count)
         ]
         self._at, self._polls = [self.first] * self.count, 0
+        self._firsts = [self.first] * self.count
 
     def send(
         self,
@@ -99,6 +100,17 @@ class ScriptedTopic:
     ) -> None:
         """Add messages."""
         self._messages[partition] += [(sent_us, key, value) for value in values]
+
+    def grow(self, count: int) -> None:
+        """Get more partitions: so many in all."""
+        self._messages += [[] for _ in range(count - self.count)]
+        self._firsts += [0] * (count - self.count)
+        self.count = count
+
+    def add(self, positions: Mapping[int, int]) -> None:
+        """See `TopicReader`."""
+        assert [*positions] == [*range(len(self._at), len(self._at) + len(positions))]
+        self._at += positions.values()
 
     def skip(self, offsets: int, partition: int = 0) -> None:
         """Add offsets without messages."""
@@ -120,7 +132,9 @@ class ScriptedTopic:
             while max_messages and self._at[partition] < self._end(partition):
                 offset = self._at[partition]
                 self._at[partition] += 1
-                if (message := self._messages[partition][offset - self.first]) is not None:
+                if (
+                    message := self._messages[partition][offset - self._firsts[partition]]
+                ) is not None:
                     found.append((offset, *message))
                     max_messages -= 1
             if found:
@@ -134,7 +148,7 @@ class ScriptedTopic:
         return given
 
     def _end(self, partition: int) -> int:
-        return self.stable.get(partition, self.first + len(self._messages[partition]))
+        return self.stable.get(partition, self._firsts[partition] + len(self._messages[partition]))
 
     def leave_out(self, partitions: Collection[int]) -> None:
         """See `TopicReader`."""
@@ -149,7 +163,9 @@ class ScriptedTopic:
         if self.is_away:
             raise BrokerUnreachable("the broker is away")
         return {
-            partition: Ends(self._end(partition), self.first + len(self._messages[partition]))
+            partition: Ends(
+                self._end(partition), self._firsts[partition] + len(self._messages[partition])
+            )
             for partition in range(len(self._at))
         }
 
@@ -221,19 +237,19 @@ class Rig:
         log = PollLog(self.folder / "live" / "polls")
         begin = self.live.sealed().offsets
         after = LiveReader.offsets_after(log, begin)
-        sources, order = [], []
+        sources, order, begun = [], [], self.live.topics()
         for definition, topic in ((self.request, self.asked), (PAID, self.paid)):
             topic.seek(after[definition.name])
             sources.append(self._source(definition, topic, log))
-        for definition, topic in ((PAID, self.paid), (self.request, self.asked)):
+        for definition in (PAID, self.request):
             order += [
                 (definition.name, partition, self.file_rows if partition < self.files else None)
-                for partition in range(self.files + topic.count)
+                for partition in range(self.files + len(begun[definition.name].offsets))
             ]
         names = [source.definition.name for source in sources]
         mended = MendedFiles(self.folder, self.live, names, self.said.append)
         self.reader = LiveReader(
-            sources, order, log, begin, self.pace,
+            sources, order, log, after, self.pace,
             clock_us=lambda: self.now_us, seconds=lambda: self.seconds,
             mended=mended if self.mends else None, say=self.said.append,
         )  # fmt: skip
@@ -257,9 +273,10 @@ class Rig:
         asked = None if read is None else [name for name in read if name not in columns]
         json_rows = JsonDecoder(Reader(definition.name, asked), Metadata(columns))
         decoder = self.decoder if definition is PAID and self.decoder else json_rows
+        begun = self.live.topics()[definition.name]
         return LiveSource(
-            definition, topic, decoder, judge, self.files, topic.count, self.clock, json_rows,
-            self.max_rejected,
+            definition, topic, decoder, judge, self.files, len(begun.offsets), self.clock,
+            json_rows, self.max_rejected,
         )  # fmt: skip
 
     def step(self, seconds: float = 0.0) -> LoggedPoll | None:

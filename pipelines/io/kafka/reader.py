@@ -113,6 +113,32 @@ class Reader(Closing):
         self._watch.begin(topics)
         self._assigned = tuple(positions)
 
+    def add(self, positions: Positions) -> None:
+        """Read further partitions of the topics that are read, from these positions on.
+
+        The others go on where they are. If it fails, nothing has changed. No partition is left out
+        afterwards.
+
+        Args:
+            positions: The offset of the next message of each further partition.
+
+        Raises:
+            PositionOutOfRange: A partition does not hold its position.
+            NoSuchTopic: A partition does not exist.
+            BrokerUnreachable: The broker does not answer in time.
+        """
+        topics = self._topics({where.topic for where in positions})
+        for where in positions:
+            _check_partition(where, topics[where.topic])
+        self._check_range(positions)
+        before = self.positions()
+        self._surplus.clear()
+        self._left_out, self._positions_aside = frozenset(), {}
+        self._consumer.assign({**before, **positions})
+        self._assigned = (*before, *positions)
+        if self._lost:
+            self._consumer.pause(list(self._lost))
+
     def poll(
         self, wait_s: float, max_bytes: int = MAX_BYTES, max_messages: int = MAX_MESSAGES
     ) -> list[Messages]:

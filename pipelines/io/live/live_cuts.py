@@ -19,6 +19,8 @@ from tidemill.pipelines.io.poll import Poll
 
 REMEDY: Final = "restore the file from a copy, or run `tidemill backfill` for a new generation"
 """What to do if a live log is damaged."""
+_UNKNOWN: Final = -1
+"""The position in a partition after a poll from before the topic had it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def cuts_table(polls: Sequence[SentPoll], topics: Mapping[str, LiveTopic]) -> pa
         topics: The topic of each live source.
     """
     columns: dict[str, list[int]] = {"number": [], "received_us": []}
-    for logged, sent in polls:
+    for row, (logged, sent) in enumerate(polls):
         columns["number"].append(logged.number)
         columns["received_us"].append(sent.sent_us)
         for part in sent.parts:
@@ -97,7 +99,9 @@ def cuts_table(polls: Sequence[SentPoll], topics: Mapping[str, LiveTopic]) -> pa
                 columns.setdefault(f"watermark/{place}", []).append(part.watermark_us)
         for name, offsets in logged.offsets.items():
             for partition, offset in enumerate(offsets):
-                columns.setdefault(f"offset/{name}/{partition}", []).append(offset)
+                # The topic may have got the partition meanwhile.
+                column = columns.setdefault(f"offset/{name}/{partition}", [_UNKNOWN] * row)
+                column.append(offset)
     columns |= _marks(polls)
     return pa.table({name: pa.array(found, pa.int64()) for name, found in columns.items()})
 
@@ -144,7 +148,7 @@ def offset_cuts(table: pa.Table, after: int, until: int) -> OffsetCuts:
     return OffsetCuts(
         table.column("number").to_numpy(),
         table.column("received_us").to_numpy(),
-        {at: _known(table, f"offset/{place}", -1) for at, place in places.items()},
+        {at: _known(table, f"offset/{place}", _UNKNOWN) for at, place in places.items()},
         {at: _known(table, f"lost/{place}", 0) for at, place in places.items()},
     )
 

@@ -18,13 +18,13 @@ The promises:
   Mended messages (`pipelines.io.live.mended`) come in polls of their own, each once.
 * No watermark steps back.
 * No partition, and no source, runs ahead of another that is behind with its messages
-  (`Pace.ahead_us`, `Pace.near_us`): rows wait in the topic and not in memory, however long the
+  (`pipelines.io.live.partitions`): rows wait in the topic and not in memory, however long the
   stream has stood still, and however much larger the messages of one source are.
 * No position is passed over but in a poll of its own, with the record that a person has accepted it
   (`LiveReader.accept_lost`).
 * Marks of savepoints are in the polls (`LiveReader.step`), so that a recovery keeps its state where
   the run before it would have.
-* No partition stays unread: a topic that has got more partitions is an error.
+* No partition stays unread: one that a topic has got while it is read is read from its beginning.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ import pyarrow as pa
 
 from tidemill.features.contract import TIME_MAX, TIME_MIN
 from tidemill.features.definitions import EventStream, Request
-from tidemill.features.errors import BrokerUnreachable, DamagedState, StateMismatch
+from tidemill.features.errors import BrokerUnreachable, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Stage
@@ -62,6 +62,7 @@ from tidemill.pipelines.io.live.mended import (
     outcome,
     row_types,
 )
+from tidemill.pipelines.io.live.partitions import Partitions, Place, TopicPartition
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.live.steady_clock import wall_clock_us
 from tidemill.pipelines.io.log import log_schema
@@ -74,27 +75,6 @@ _log = logging.getLogger(__name__)
 _CHECKS_AT_MOST: Final = 20
 """Asking for the ends of the sources that hold the frontier takes one of so many parts of the time,
 at most."""
-
-
-@dataclass
-class _Partition:
-    """Where a partition of a topic is.
-
-    Attributes:
-        offset: The position after what its last poll had read (`pipelines.io.live.lost`).
-        position: How many rows its log has.
-        row: A number that no earlier row of this reader has, for request ids.
-        watermark_us: Its watermark.
-        quiet_us: The highest watermark that it has had because it was quiet.
-        lowest_us: The lowest time of the rows that were read last.
-    """
-
-    offset: int
-    position: int = 0
-    row: int = 0
-    watermark_us: int = TIME_MIN
-    quiet_us: int = TIME_MIN
-    lowest_us: int = TIME_MIN
 
 
 class _SetAside(NamedTuple):
@@ -112,13 +92,14 @@ class LiveReader:
         order: All partitions of all sources of the project, in the order of a poll's parts: the
             source's name, the partition of its log, and the number of its rows if it is of files.
         log: The poll log.
-        offsets: Source to the offset of each partition at which the first poll begins.
+        offsets: Source to the position of each partition of its topic at which the first poll
+            begins; further ones that the log does not know begin there, too.
         pace: How often what is done.
         after_us: The first poll is received after this instant.
         clock_us: The machine's clock, in microseconds since 1970.
         seconds: A clock that never steps back, in seconds.
         mended: Where mended messages come from; None for none.
-        say: Is told of a flood of rejected rows.
+        say: Is told of a flood of rejected rows, and of new partitions.
     """
 
     def __init__(
@@ -138,11 +119,8 @@ class LiveReader:
         self._sources = {source.definition.name: source for source in sources}
         self._order, self._log = tuple(order), log
         self._pace, self._clock_us, self._seconds = pace or Pace(), clock_us, seconds
-        self._at = {
-            (name, partition): _Partition(offset)
-            for name, of_source in offsets.items()
-            for partition, offset in enumerate(of_source)
-        }
+        self._partitions = Partitions(self._sources, offsets, self._pace)
+        self._at, self._of_log = self._partitions.of_topic, self._partitions.of_log
         self.number, self.received_us, self.epoch = 0, after_us, 0
         self._marked = 0
         self.figures = LiveFigures(
@@ -152,13 +130,12 @@ class LiveReader:
             mended=dict.fromkeys(self._sources, 0),
             rejected_again=dict.fromkeys(self._sources, 0),
         )
-        self._mended, self._floods = mended, Floods(say)
+        self._mended, self._floods, self._say = mended, Floods(say), say
         self._newest_us = {
             source.definition.name: TIME_MIN for source in sources if source.clock == "messages"
         }
         self._beat_s = self._checked_s = self._counted_s = self._mended_s = -math.inf
         self._held_s = -math.inf
-        self._ends_before: dict[tuple[str, int], Ends] = {}
         self._unsaid = False
         if (last := log.last()) is not None:
             self._go_on(last)
@@ -178,20 +155,7 @@ class LiveReader:
         self.epoch = poll.next_epoch
         self._marked = last.number if poll.is_marked else 0
         self._newest_us |= last.newest_us
-        for name, source in self._sources.items():
-            for partition in range(source.partitions):
-                self._at[name, partition].offset = last.offsets[name][partition]
-                highest_us = last.highest_us[name][partition]
-                source.judge.restore(source.first + partition, highest_us)
-        for part in poll.parts:
-            source_of = self._sources.get(part.source)
-            if source_of is not None and part.partition >= source_of.first:
-                at = self._at[part.source, part.partition - source_of.first]
-                at.position = at.row = part.stop
-                at.watermark_us = part.watermark_us
-                highest_us = source_of.judge.highest_us(part.partition)
-                if at.watermark_us > highest_us - source_of.definition.out_of_orderness_us:
-                    at.quiet_us = at.watermark_us
+        self._partitions.restore(last, poll)
 
     @property
     def goes_on_from_mark(self) -> bool:
@@ -210,7 +174,7 @@ class LiveReader:
 
         Raises:
             BrokerError: A topic cannot be read.
-            StateMismatch: A topic has got more partitions.
+            StateMismatch: A topic has fewer partitions.
             DamagedState: A reader's offset stepped back.
             FileError: The poll cannot be written down.
         """
@@ -218,37 +182,36 @@ class LiveReader:
         if now_s - self._counted_s >= self._pace.partitions_s:
             self._counted_s = now_s
             with suppress(BrokerUnreachable):  # `TopicReader.poll` says so after its patience
-                self.check_partitions()
+                self.find_partitions()
         if self._mended is not None and now_s - self._mended_s >= self._pace.mended_s:
             if found := self._mended.take(self._pace.poll_messages):
                 return self._take_mended(found, is_marked=is_marked)
             self._mended_s = now_s
-        rows: dict[tuple[str, int], list[pa.RecordBatch]] = {}
+        rows: dict[Place, list[pa.RecordBatch]] = {}
         refused: list[_SetAside] = []
-        until_us = self._behind_us()
-        ahead = self._ahead(until_us)
+        partitions = self._partitions
+        until_us = partitions.behind_us()
+        ahead = partitions.ahead(until_us)
         for name, source in self._sources.items():
             source.reader.leave_out([n for of_source, n in ahead if of_source == name])
-            if not self._is_near(name, until_us):
+            if not partitions.is_near(name, until_us):
                 continue
+            lowest_us: dict[int, int] = {}
             for messages in source.reader.poll(0.0, self._pace.poll_messages):
-                refused += self._take(source, messages, rows, now_s)
-            self._move(name, source.reader.positions())
-        for (name, partition), batches in rows.items():
-            time_column = self._sources[name].definition.time_column
-            self._at[name, partition].lowest_us = min(
-                int(hashing.bits(batch.column(time_column)).min()) for batch in batches
-            )
-        moved = self._moved
+                refused += self._take(source, messages, rows, lowest_us, now_s)
+            partitions.check_positions(name, source.reader.positions())
+            for number, time_us in lowest_us.items():
+                self._at[name, number].lowest_us = time_us
+        moved = partitions.have_moved
         if now_s - self._checked_s >= self._pace.check_s:
             self._checked_s = self._held_s = now_s
-            self._ends_before = dict(self.figures.ends)
+            partitions.ends_before = dict(self.figures.ends)
             self._check(self._sources)
-        elif now_s >= self._held_s and (holding := self._holding()):
+        elif now_s >= self._held_s and (holding := partitions.holding()):
             self._check(holding)
             took_s = self._seconds() - now_s
             self._held_s = now_s + max(self._pace.hold_s or 0.0, _CHECKS_AT_MOST * took_s)
-        self._unsaid |= self._raise_watermarks()
+        self._unsaid |= self._partitions.raise_watermarks()
         is_due = self._unsaid and now_s - self._beat_s >= self._pace.beat_s
         if not (moved or is_due or is_marked):
             time.sleep(self._pace.rest_s)
@@ -262,9 +225,9 @@ class LiveReader:
             Standing(
                 name,
                 partition,
-                self._sources[name].first + partition,
+                self._sources[name].log_partition(partition),
                 offset_of(at.offset),
-                at.position,
+                self._of_log[self._partitions.log_of((name, partition))].position,
                 at.watermark_us,
                 at.quiet_us != TIME_MIN and at.watermark_us == at.quiet_us,
                 self._end(name, partition, base_of(at.offset)),
@@ -309,35 +272,61 @@ class LiveReader:
                     )
         return self._write_down({}, [], is_marked=False, losses=losses, accepted_by=accepted_by)
 
-    def check_partitions(self) -> None:
-        """Check that every partition of the topics is read.
+    def find_partitions(self) -> None:
+        """Read the partitions that topics have got since, from their beginning.
 
         Raises:
-            StateMismatch: A topic has got more partitions.
+            StateMismatch: A topic has fewer partitions.
+            PositionOutOfRange: A new partition has lost messages that nobody has read.
             BrokerUnreachable: A broker does not answer now.
         """
         for name, source in self._sources.items():
-            if (found := source.reader.partitions()) != source.partitions:
+            found, known = source.reader.partitions(), self._partitions.count(name)
+            if found < known:
                 raise StateMismatch(
                     f"the topic of {name!r} has {found} partitions now, and the stream reads "
-                    f"{source.partitions}; run `tidemill backfill`, and the stream without "
-                    "--resume, to read them all"
+                    f"{known}: restore the topic, or begin a new root"
+                )
+            if found > known:
+                source.reader.add(dict.fromkeys(range(known, found), 0))
+                for _ in range(known, found):
+                    self._partitions.add(name, 0)
+                self._say(
+                    f"the topic of {name!r} has {found} partitions now, {known} before: the new "
+                    "ones are read from their beginning"
                 )
 
     def _take(
         self,
         source: LiveSource,
         messages: Messages,
-        rows: dict[tuple[str, int], list[pa.RecordBatch]],
+        rows: dict[Place, list[pa.RecordBatch]],
+        lowest_us: dict[int, int],
         now_s: float,
     ) -> list[_SetAside]:
-        """Decode and judge messages; return the rejected records."""
+        """Decode and judge messages; return the rejected records.
+
+        Args:
+            source: Their source.
+            messages: Messages of a partition.
+            rows: Takes the accepted rows, by partition of the log.
+            lowest_us: Takes their lowest time, by partition of the topic.
+            now_s: The time.
+        """
         name = source.definition.name
         at = self._at[name, messages.partition]
         refused: list[_SetAside] = []
         for decoded in source.decoder.decode(messages, at.row):
             at.row += len(decoded)
-            found = self._judge(source, messages, decoded, rows)
+            accepted: list[pa.RecordBatch] = []
+            found = self._judge(source, messages, decoded, accepted)
+            if accepted:
+                place = self._partitions.log_of((name, messages.partition))
+                rows.setdefault(place, []).extend(accepted)
+                column = source.definition.time_column
+                found_us = min(int(hashing.bits(one.column(column)).min()) for one in accepted)
+                before_us = lowest_us.get(messages.partition, TIME_MAX)
+                lowest_us[messages.partition] = min(before_us, found_us)
             records = rejected.concat(one.records for one in found) if found else None
             self._floods.note(name, source.max_rejected, len(decoded), records, now_s)
             refused += found
@@ -356,17 +345,17 @@ class LiveReader:
         source: LiveSource,
         messages: Messages,
         decoded: Decoded,
-        rows: dict[tuple[str, int], list[pa.RecordBatch]],
+        accepted: list[pa.RecordBatch],
     ) -> list[_SetAside]:
         name = source.definition.name
-        partition = source.first + messages.partition
+        partition = source.judged(messages.partition)
         unread = _placed(decoded.raw.rejected, partition)
         raw = replace(decoded.raw, partition=partition, rejected=unread)
         refused = []
         for judged in judge_what_can_be(source.judge, source.definition, raw):
             self.figures.counts[name] += judged.counts
             if judged.batch.num_rows:
-                rows.setdefault((name, messages.partition), []).append(judged.batch)
+                accepted.append(judged.batch)
                 self._count_late(source, messages.partition, judged.batch)
             if judged.rejected.num_rows:
                 numbers = hashing.bits(judged.rejected.column("position")) - decoded.first_position
@@ -387,77 +376,6 @@ class LiveReader:
         times = hashing.bits(batch.column(source.definition.time_column))
         self.figures.late_after_quiet[source.definition.name] += int(
             (times < at.watermark_us).sum()
-        )
-
-    def _move(self, name: str, offsets: Mapping[int, int]) -> None:
-        for partition, offset in offsets.items():
-            at = self._at[name, partition]
-            if offset < at.offset:
-                raise DamagedState(
-                    f"the reader of {name!r} stepped back from offset {at.offset} to {offset} of "
-                    f"partition {partition}"
-                )
-
-    @property
-    def _moved(self) -> bool:
-        """Whether the offset of a partition has moved since the last poll."""
-        return any(
-            offset != self._at[name, partition].offset
-            for name, source in self._sources.items()
-            for partition, offset in source.reader.positions().items()
-        )
-
-    def _behind_us(self) -> int:
-        """Return what was read of the partition that is furthest behind, and has more messages.
-
-        Returns:
-            Its highest time; `TIME_MAX` if no partition has more, or rows do not wait for others.
-        """
-        if self._pace.ahead_us is None:
-            return TIME_MAX
-        reached = [time_us for name in self._sources for time_us in self._reached_us(name)]
-        return min((time_us for time_us in reached if time_us > TIME_MIN), default=TIME_MAX)
-
-    def _reached_us(self, name: str) -> list[int]:
-        """Return the highest time of each partition of a source that is behind.
-
-        One that has not been read to where it ended a moment ago is as any other that is read.
-        """
-        source = self._sources[name]
-        return [
-            source.judge.highest_us(source.first + partition)
-            for (of_source, partition), end in self._ends_before.items()
-            if of_source == name and self._at[name, partition].offset < end.stable
-        ]
-
-    def _ahead(self, until_us: int) -> list[tuple[str, int]]:
-        """Return the partitions that are not read now, since others must catch up first.
-
-        All rows that were read last of such a partition are beyond what was read of one that has
-        more messages. So it has been read at most a poll further.
-        """
-        after_us = until_us + (self._pace.ahead_us or 0)
-        return [place for place, at in self._at.items() if at.lowest_us > after_us]
-
-    def _is_near(self, name: str, until_us: int) -> bool:
-        """Tell whether a source is read now: not while all that it has more of is ahead."""
-        reached = self._reached_us(name)
-        return not reached or min(reached) <= until_us + self._pace.near_us
-
-    def _holding(self) -> list[str]:
-        """Return the sources that hold back the frontier for which rows wait."""
-        if self._pace.hold_s is None:
-            return []
-        frontier_us = min(at.watermark_us for at in self._at.values())
-        newest_us = max(
-            source.judge.highest_us(source.first + partition)
-            for source in self._sources.values()
-            for partition in range(source.partitions)
-        )
-        if newest_us < frontier_us:
-            return []
-        return sorted(
-            {name for (name, _), at in self._at.items() if at.watermark_us == frontier_us}
         )
 
     def _check(self, names: Iterable[str]) -> None:
@@ -484,28 +402,18 @@ class LiveReader:
             at = self._at[name, partition]
             at.quiet_us = max(at.quiet_us, asked_us - wait_us)
 
-    def _raise_watermarks(self) -> bool:
-        """Raise the watermark of each partition to what is known; tell whether one has risen."""
-        risen = False
-        for (name, partition), at in self._at.items():
-            source = self._sources[name]
-            highest = source.judge.highest_us(source.first + partition)
-            known = max(highest - source.definition.out_of_orderness_us, at.quiet_us, TIME_MIN)
-            if known > at.watermark_us:
-                at.watermark_us, risen = known, True
-        return risen
-
     def _take_mended(self, messages: Sequence[MendedMessage], *, is_marked: bool) -> LoggedPoll:
         """Judge mended messages, and write them down as a poll of their own."""
-        rows: dict[tuple[str, int], list[pa.RecordBatch]] = {}
+        rows: dict[Place, list[pa.RecordBatch]] = {}
         outcomes = []
         for message in messages:
-            source, partition = self._sources[message.stream], message.place.partition
-            at, of_log = self._at[message.stream, partition], source.first + partition
+            source, place = self._sources[message.stream], (message.stream, message.place.partition)
+            at, log = self._at[place], self._partitions.log_of(place)
+            judged, of_log = source.judged(place[1]), source.log_partition(place[1])
             assert source.rows is not None
-            waiting = rows.setdefault((message.stream, partition), [])
-            position = at.position + sum(batch.num_rows for batch in waiting)
-            found = judge_alone(message, source.decoder, source.rows, source.judge.alone(), of_log)
+            waiting = rows.setdefault(log, [])
+            position = self._of_log[log].position + sum(batch.num_rows for batch in waiting)
+            found = judge_alone(message, source.decoder, source.rows, source.judge.alone(), judged)
             if not isinstance(found, Refusal):
                 known = [why for batch in found for why in source.judge.known(batch).values()]
                 found = Refusal(str(Stage.ACCEPT), *known[0]) if known else found
@@ -515,20 +423,20 @@ class LiveReader:
                 continue
             count = 0
             for batch in found:
-                source.judge.take(of_log, np.arange(at.row, at.row + batch.num_rows), batch)
+                source.judge.take(judged, np.arange(at.row, at.row + batch.num_rows), batch)
                 at.row += batch.num_rows
                 count += batch.num_rows
                 waiting.append(batch)
             self.figures.mended[message.stream] += 1
             outcomes.append(outcome(message, of_log, position, count, ACCEPTED))
-        self._raise_watermarks()
+        self._partitions.raise_watermarks()
         given = {place: batches for place, batches in rows.items() if batches}
         beside = pa.RecordBatch.from_pylist(outcomes, schema=OUTCOMES)
         return self._write_down(given, [], beside, is_marked=is_marked)
 
     def _write_down(
         self,
-        rows: Mapping[tuple[str, int], list[pa.RecordBatch]],
+        rows: Mapping[Place, list[pa.RecordBatch]],
         refused: Sequence[_SetAside],
         mended: pa.RecordBatch | None = None,
         *,
@@ -544,7 +452,7 @@ class LiveReader:
                 continue
             source = self._sources[name]
             place = name, partition - source.first
-            at, batch = self._at[place], None
+            at, batch = self._of_log[place], None
             start = at.position
             if place in rows:
                 batch = self._logged(source.definition, rows[place], start)
@@ -556,15 +464,10 @@ class LiveReader:
         poll = Poll(number, self.received_us, tuple(parts), epoch=self.epoch, is_marked=is_marked)
         entry = LoggedPoll(
             number,
+            {name: tuple(at.offset for _, at in self._of(name)) for name in self._sources},
             {
-                name: tuple(self._at[name, n].offset for n in range(source.partitions))
-                for name, source in self._sources.items()
-            },
-            {
-                name: tuple(
-                    source.judge.highest_us(source.first + n) for n in range(source.partitions)
-                )
-                for name, source in self._sources.items()
+                name: tuple(self._partitions.highest_us(place) for place, _ in self._of(name))
+                for name in self._sources
             },
             poll.encode(),
             rejected.concat(one.records for one in refused) if refused else None,
@@ -579,6 +482,10 @@ class LiveReader:
         if is_marked:
             self._marked = number
         return entry
+
+    def _of(self, name: str) -> list[tuple[Place, TopicPartition]]:
+        """Return the partitions of a source's topic, ascending."""
+        return [(place, at) for place, at in self._at.items() if place[0] == name]
 
     def _logged(
         self, definition: EventStream | Request, batches: list[pa.RecordBatch], start: int

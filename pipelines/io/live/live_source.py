@@ -54,6 +54,14 @@ class TopicReader(Protocol):
             BrokerUnreachable: The broker does not answer now.
         """
 
+    def add(self, positions: Mapping[int, int]) -> None:
+        """Read further partitions from these positions on, beside those that are read.
+
+        Raises:
+            PositionOutOfRange: A partition does not hold its position; none is added.
+            BrokerUnreachable: The broker does not answer now; none is added.
+        """
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -69,7 +77,8 @@ class Pace:
             would take more than a twentieth of the time.
         quiet_us: How long before the instant of such a check a message may have been created that
             is still on its way to the broker: so much less is the watermark of a quiet partition.
-        partitions_s: How often it asks the brokers whether topics have got more partitions.
+        partitions_s: How often it asks the brokers whether topics have got more partitions. Rows
+            of a new one may be late by so much.
         mended_s: How often it looks for mended messages.
         ahead_us: How far the rows of a partition may be ahead of another one that is behind (it
             has messages that were there at the check before the last): what is further ahead would
@@ -84,7 +93,7 @@ class Pace:
     check_s: float = 0.5
     hold_s: float | None = None
     quiet_us: int = 2 * SECOND
-    partitions_s: float = 10.0
+    partitions_s: float = 2.0
     mended_s: float = 1.0
     ahead_us: int | None = None
     near_us: int = SECOND
@@ -99,8 +108,9 @@ class LiveSource:
         reader: Reads its topic.
         decoder: Decodes its messages.
         judge: Judges its rows; it has a time of receipt.
-        first: The partition of the log that is partition 0 of the topic.
-        partitions: The number of partitions of the topic.
+        first: The first partition of the log that is of the topic.
+        partitions: How many partitions of the log are of the topic: as many as the topic had when
+            the log began (`pipelines.io.live.partitions`).
         clock: What a quiet partition's instant is measured by: ``wall``, or ``messages``, which is
             never later than the newest timestamp of a message of the sources that have this clock;
             for producers that replay the past.
@@ -120,6 +130,14 @@ class LiveSource:
     rows: Decoder | None = None
     max_rejected: float = 1.0
     topic_id: str = ""
+
+    def log_partition(self, number: int) -> int:
+        """Return the partition of the log that a partition of the topic is written to."""
+        return self.first + number % self.partitions
+
+    def judged(self, number: int) -> int:
+        """Return the number that a partition of the topic has for the judge and when rejected."""
+        return self.first + number
 
 
 @dataclass

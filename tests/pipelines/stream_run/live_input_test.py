@@ -28,10 +28,17 @@ from tests.support.scripted_topics import (
     row,
 )
 from tidemill.features.contract import HOUR, SECOND, TIME_MAX
-from tidemill.features.errors import BrokerError, InputError, NoSpace, StateMismatch
+from tidemill.features.errors import (
+    BrokerError,
+    InputError,
+    NoSpace,
+    PositionOutOfRange,
+    StateMismatch,
+)
 from tidemill.pipelines.ingest.build_topics import BuildTopic, write_topics
 from tidemill.pipelines.ingest.topics import TopicExtent
 from tidemill.pipelines.io.live import follow
+from tidemill.pipelines.io.live.live_cuts import LiveTopic
 from tidemill.pipelines.io.live.live_source import LiveSource, Pace
 from tidemill.pipelines.io.live.poll_log import PollLog
 from tidemill.pipelines.io.live.steady_clock import wall_clock_us
@@ -59,6 +66,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
         config: Any,
         log: Log,
         unsealed: Iterable[PollPart],
+        topics: Mapping[str, LiveTopic],
         offsets: Mapping[str, Sequence[int]],
         topic_ids: Mapping[str, str],
     ) -> Iterator[list[LiveSource]]:
@@ -67,7 +75,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
         rig.paid.seek(offsets["paid"])
         rig.asked.seek(offsets["asked"])
         yield [
-            replace(rig._source(definition, topic, polls), partitions=len(offsets[definition.name]))
+            rig._source(definition, topic, polls)
             for definition, topic in ((ASKED, rig.asked), (PAID, rig.paid))
         ]
 
@@ -391,23 +399,60 @@ def test_no_more_polls_are_read_than_the_operators_can_take(
 # --- partitions ------------------------------------------------------------------------------
 
 
-def test_a_topic_that_has_grown_since_the_backfill_is_refused(rig: Rig) -> None:
-    rig.paid.count = 3
-    with pytest.raises(
-        StateMismatch, match=r"'paid' has 3 partitions now.* reads 2; run `tidemill"
-    ):
-        run(entrance(rig), fails(AssertionError("the pipeline ran")))
+def read_of(rig: Rig, name: str, partition: int) -> Callable[[], bool]:
+    """Return whether a partition's first message is read."""
+
+    def is_read() -> bool:
+        logged = rig.logged()
+        offsets = logged[-1].offsets[name] if logged else ()
+        return len(offsets) > partition and offsets[partition] == 1
+
+    return is_read
 
 
-def test_a_topic_that_grows_stops_the_stream_in_order(rig: Rig) -> None:
+def test_a_topic_that_has_grown_since_the_backfill_is_read_whole(rig: Rig) -> None:
+    rig.paid.grow(4)
+    rig.paid.send(row("a", START), partition=3)
+    given = replace(entrance(rig), say=rig.said.append)
+    run(given, lambda: wait_until(read_of(rig, "paid", 3)))
+    assert [one["id"] for one in rig.rows("paid")] == ["a"]
+    assert {part.partition for part in rig.polls()[-1].parts if part.source == "paid"} == {0, 1, 2}
+
+
+def test_a_topic_that_grows_while_it_is_read_is_read_whole(rig: Rig) -> None:
+    given = replace(entrance(rig), say=rig.said.append)
+
     def pipeline() -> None:
         wait_until(lambda: len(rig.logged()) > 2)
-        rig.asked.count = 2
-        wait_until(is_stopped(rig))
-        assert stop_number(rig) == rig.logged()[-1].number
+        rig.asked.send(row("q", START))
+        rig.asked.grow(3)
+        rig.asked.send(row("p", START), partition=2)
+        wait_until(read_of(rig, "asked", 2))
 
-    with pytest.raises(StateMismatch, match="'asked' has 2 partitions now, and the stream reads 1"):
-        run(entrance(rig), pipeline)
+    run(given, pipeline)
+    assert sorted(one["id"] for one in rig.rows("asked")) == ["p", "q"]
+    assert ["3 partitions now, 1 before" in one for one in rig.said] == [True]
+    # Another stream goes on with all of them.
+    rig.asked.send(row("r", START), partition=2)
+    again = replace(entrance(rig), say=fails_to_say)
+    run(again, lambda: wait_until(lambda: rig.logged()[-1].offsets["asked"] == (1, 0, 2)))
+    assert sorted(one["id"] for one in rig.rows("asked")) == ["p", "q", "r"]
+
+
+def test_messages_that_a_new_partition_has_lost_are_not_passed_over(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.paid.grow(3)
+    found = extents(rig)
+    found["paid"] = found["paid"]._replace(first=(0, 0, 4), ends=(0, 0, 4))
+    monkeypatch.setattr(live_input, "ask_extents", lambda _: found)
+    said: list[str] = []
+    with pytest.raises(PositionOutOfRange, match=r"up to 4 messages of 'paid' partition 2"):
+        replace(entrance(rig), say=said.append).find_lost()
+    assert "(--accept-lost paid/2@0-3)" in said[0]
+    accepting = replace(entrance(rig), say=said.append, accept_lost=["paid/2@0-3"])
+    (loss,) = accepting.find_lost()
+    assert (loss.partition, loss.start, loss.stop) == (2, 0, 4)
 
 
 @pytest.mark.parametrize(

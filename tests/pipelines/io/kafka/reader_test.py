@@ -20,7 +20,7 @@ from tests.pipelines.io.kafka.cluster import (
 )
 from tests.pipelines.io.kafka.conftest import NewReader
 from tests.support.kafka_broker import TestBroker
-from tidemill.features.errors import InputError, NoSuchTopic
+from tidemill.features.errors import InputError, NoSuchTopic, PositionOutOfRange
 from tidemill.pipelines.io.kafka.client import Client, Ends, Partition
 from tidemill.pipelines.io.kafka.connection import Connection
 from tidemill.pipelines.io.kafka.reader import Reader
@@ -241,6 +241,39 @@ def test_partitions_that_are_added_can_be_read_too(
     writer.flush()
     reader.assign({**reader.positions(), two: 0})
     assert values(read_until(reader, 1)) == [b"b"]
+
+
+def test_partitions_are_added_beside_those_that_are_read(
+    broker: TestBroker, reader: Reader, writer: Writer
+) -> None:
+    topic = new_topic(broker, 2)
+    zero, one, two, three = (Partition(topic, number) for number in range(4))
+    for number in range(40):
+        writer.send(topic, number % 2, None, b"%d" % number)
+    writer.flush()
+    reader.assign({zero: 0, one: 0})
+    given = values(reader.poll(5.0, max_messages=3))
+    reader.leave_out([one])
+    with administrator(broker) as admin:
+        admin.create_partitions({topic: 4})
+    deadline_s = time.monotonic() + 60
+    while reader.partitions(topic) != (0, 1, 2, 3):
+        assert time.monotonic() < deadline_s
+    for number in range(40, 60):
+        writer.send(topic, number % 4, None, b"%d" % number)
+    writer.flush()
+    before = reader.positions()
+    with pytest.raises(PositionOutOfRange, match="not the position 100"):
+        reader.add({two: 0, three: 100})
+    assert reader.positions() == before
+    reader.add({two: 0, three: 0})
+    assert reader.positions() == {**before, two: 0, three: 0}
+    given += values(read_until(reader, 60 - len(given)))
+    assert sorted(int(value or b"") for value in given) == [*range(60)]
+    assert reader.positions() == {zero: 25, one: 25, two: 5, three: 5}
+    assert reader.ends() == {where: Ends(at, at) for where, at in reader.positions().items()}
+    with pytest.raises(NoSuchTopic, match="has no partition 4"):
+        reader.add({Partition(topic, 4): 0})
 
 
 def test_unknown_topics_and_partitions_are_named(broker: TestBroker, reader: Reader) -> None:

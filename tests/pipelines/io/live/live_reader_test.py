@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.support.judged import read_stream
 from tests.support.scripted_topics import ASKED, EAGER, PAID, START, Rig, ScriptedTopic, row
 from tidemill.features.contract import SECOND, TIME_MIN
-from tidemill.features.errors import DamagedState, NoSpace, StateMismatch
+from tidemill.features.errors import DamagedState, NoSpace
 from tidemill.pipelines.io.live.live_reader import LiveReader
 from tidemill.pipelines.io.live.poll_log import PollLog
 from tidemill.pipelines.io.log import POSITION, RECEIVED
@@ -88,18 +88,6 @@ def test_an_offset_that_steps_back_is_an_error(rig: Rig) -> None:
     rig.paid.hidden = {0, 1}
     with pytest.raises(DamagedState, match="'paid' stepped back from offset 6 to 5 of partition 0"):
         rig.step()
-
-
-def test_a_topic_that_has_got_more_partitions_stops_the_reader(rig: Rig) -> None:
-    rig.pace = replace(EAGER, partitions_s=10.0)
-    rig.restarted()
-    rig.step()
-    rig.paid.count = 3
-    rig.step(9.0)
-    with pytest.raises(StateMismatch, match=r"'paid' has 3 partitions now.* reads 2; run `tide"):
-        rig.step(1.0)
-    with pytest.raises(StateMismatch, match="without --resume"):
-        rig.reader.check_partitions()
 
 
 def test_a_broker_that_is_away_proves_nothing_and_stops_nothing(rig: Rig) -> None:

@@ -136,7 +136,7 @@ def test_where_offsets_begin_anew_positions_rise(rig: Rig) -> None:
     ]
     fresh = ScriptedTopic(2, first=INCARNATION)
     rig.restarted()
-    rig.paid._messages, rig.paid.first = fresh._messages, fresh.first
+    rig.paid._messages, rig.paid._firsts = fresh._messages, fresh._firsts
     rig.paid.seek([INCARNATION] * 2)
     rig.reader.accept_lost(again, "me")
     rig.paid.send(row("new", START), partition=0)
