@@ -32,7 +32,7 @@ from tidemill.pipelines.config import (
 from tidemill.pipelines.config.archive_section import Archive
 from tidemill.pipelines.config.choices import ENGINES, LOG_FORMATS, MODES
 from tidemill.pipelines.config.configuration import Configuration, Splits, StreamOptions, Training
-from tidemill.pipelines.config.kafka_connection import MECHANISMS
+from tidemill.pipelines.config.kafka_connection import CLIENTS, MECHANISMS
 from tidemill.pipelines.config.kafka_section import (
     CLOCKS,
     EARLIEST,
@@ -162,7 +162,8 @@ TOPIC: Final = """\
       tls: true
       username: tidemill
       password_env: KAFKA_PASSWORD
-      mechanism: PLAIN"""
+      mechanism: PLAIN
+      client: confluent-kafka"""
 PROTOBUF_TOPIC: Final = """\
       bootstrap: "broker-1:9093"
       topic: checkouts
@@ -198,6 +199,7 @@ SECTIONS: Final = (
             "bootstrap": ["host:port,..."], "format": FORMATS, "clock": CLOCKS,
             "columns": ["column: from"], "tombstones": TOMBSTONES, "frame": FRAMES,
             "start": [HANDOFF, EARLIEST, LATEST, "an instant"], "mechanism": MECHANISMS,
+            "client": CLIENTS,
         },
         defaults={"columns": "none"},
         required=("bootstrap", "topic"),
@@ -261,12 +263,14 @@ SECTIONS: Final = (
         "predictions: kafka", sink_section.SINK_KEYS, KafkaSink,
         "predictions:\n  kafka:\n    bootstrap: \"broker-1:9093,broker-2:9093\"\n"
         "    topic: predictions\n    compression: zstd\n    give_up_after: 20m\n    tls: true\n"
-        "    username: tidemill\n    password_env: KAFKA_PASSWORD\n    mechanism: PLAIN",
+        "    username: tidemill\n    password_env: KAFKA_PASSWORD\n    mechanism: PLAIN"
+        "\n    client: confluent-kafka",
         other="rejected:\n  kafka: {bootstrap: \"broker-1:9093\", topic: rejected, "
         "username: tidemill, password_file: kafka-password}",
         choices={
             "bootstrap": ["host:port,..."], "compression": sink_section.COMPRESSIONS,
             "mechanism": MECHANISMS,
+            "client": CLIENTS,
         },
         required=("bootstrap", "topic"),
     ),

@@ -28,7 +28,7 @@ class TopicEnds:
     """
 
     def __init__(self, connection: Connection, topic: str) -> None:
-        asker = choose_client().asker(connection)
+        asker = choose_client(connection.client).asker(connection)
         try:
             known = asker.topics([topic])[topic]
             places = [Partition(topic, number) for number in known.partitions]
@@ -102,7 +102,7 @@ def read_back(
     }
     if not starts:
         return
-    with Reader(choose_client(), connection, patience_s) as reader:
+    with Reader(choose_client(connection.client), connection, patience_s) as reader:
         reader.assign(starts)
         moved_s, before = time.monotonic(), dict(starts)
         while left := _left(reader.positions(), ends.highs):

@@ -90,7 +90,7 @@ class TopicSink:
         client: Client | None = None,
     ) -> None:
         self.name, self.sink = name, sink
-        self._client = client or choose_client()
+        self._client = client or choose_client(sink.client)
         self._id, self._is_owner = transactional_id, is_owner
         self._give_up_s = sink.give_up_after_us / SECOND
         self._connection = sink.connection

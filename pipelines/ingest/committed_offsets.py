@@ -63,7 +63,7 @@ class CommittedOffsets:
 
     def _commit(self, source: str, topic: KafkaTopic, offsets: Sequence[int]) -> None:
         try:
-            asker = choose_client().asker(topic.connection)
+            asker = choose_client(topic.connection.client).asker(topic.connection)
             try:
                 asker.commit(
                     self._group,

@@ -59,7 +59,7 @@ def ask_topics(
 
 
 def _begin(topic: KafkaTopic, handoff_us: int, known: int | None) -> BuildTopic:
-    with Reader(choose_client(), topic.connection) as reader:
+    with Reader(choose_client(topic.connection.client), topic.connection) as reader:
         identity = reader.topic_id(topic.topic)
         places = [Partition(topic.topic, number) for number in reader.partitions(topic.topic)]
         begin = reader.beginnings(places)
@@ -112,10 +112,12 @@ def ask_extents(config: Configuration) -> dict[str, TopicExtent]:
         for name, source in sorted(config.sources.items()):
             if (topic := source.kafka) is None:
                 continue
-            reader = readers.get(topic.connection)
+            connection = topic.connection
+            reader = readers.get(connection)
             if reader is None:
-                reader = opened.enter_context(Reader(choose_client(), topic.connection))
-                readers[topic.connection] = reader
+                client = choose_client(connection.client)
+                reader = opened.enter_context(Reader(client, connection))
+                readers[connection] = reader
             identity = reader.topic_id(topic.topic)
             places = [Partition(topic.topic, number) for number in reader.partitions(topic.topic)]
             first, ends = reader.beginnings(places), reader.ends(places)

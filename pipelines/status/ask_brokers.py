@@ -69,7 +69,7 @@ def ask_brokers(topics: Mapping[str, KafkaTopic], within_s: float = WITHIN_S) ->
 def _ends(topic: KafkaTopic) -> dict[int, Ends]:
     connection = topic.connection
     reach(connection, reads=[topic.topic], within_s=_REACH_S)
-    asker = choose_client().asker(connection)
+    asker = choose_client(connection.client).asker(connection)
     try:
         numbers = asker.topics([topic.topic])[topic.topic].partitions
         ends = asker.ends([Partition(topic.topic, number) for number in numbers])

@@ -72,19 +72,20 @@ sources:
   payments:
     files: [payments.csv]
     received: sent_at
-    kafka: {{bootstrap: "{bootstrap}", topic: {payments}, format: {format}}}
+    kafka: {{bootstrap: "{bootstrap}", topic: {payments}, format: {format}, client: {client}}}
   checks:
     files: [checks.csv]
     received: sent_at
-    kafka: {{bootstrap: "{bootstrap}", topic: {checks}, format: {format}}}
+    kafka: {{bootstrap: "{bootstrap}", topic: {checks}, format: {format}, client: {client}}}
 splits: {{train_until: "{train_until}", evaluate_until: "{until}"}}
 online_store: {{type: sqlite, path: online.db}}
 stream: {{engine: {engine}, mode: {mode}, savepoint_every: {savepoint_every}}}
 """
 
 SINKS: Final = """
-predictions: {{kafka: {{bootstrap: "{bootstrap}", topic: {predictions}, compression: gzip}}}}
-rejected: {{kafka: {{bootstrap: "{bootstrap}", topic: {rejected}}}}}
+predictions:
+  kafka: {{bootstrap: "{bootstrap}", topic: {predictions}, compression: gzip, client: {client}}}
+rejected: {{kafka: {{bootstrap: "{bootstrap}", topic: {rejected}, client: {client}}}}}
 """
 
 CARDS: Final = 20
@@ -115,6 +116,7 @@ class LiveProject:
         format: The format of the messages of the sources; `produce` makes JSON.
         shards: How many shards each view has.
         ago: How many minutes ago the histories end.
+        client: The client library that reads and writes topics.
         alone: Whether streams and proofs are processes of nothing but their own, which import all
             anew: benchmarks measure these.
     """
@@ -131,6 +133,7 @@ class LiveProject:
     format: str = "json"
     shards: int = 2
     ago: float = 2
+    client: str = "kafka-python"
     alone: bool = False
     sent: dict[str, int] = field(default_factory=lambda: {"payments": 0, "checks": 0})
 
@@ -154,6 +157,7 @@ class LiveProject:
                 savepoint_every=self.savepoint_every,
                 format=self.format,
                 shards=self.shards,
+                client=self.client,
             )
         )
         if self.sinks:
@@ -162,7 +166,8 @@ class LiveProject:
                 2, max_message_bytes=self.rejected_bytes
             )
             with (self.folder / "tidemill.yaml").open("a") as file:
-                file.write(SINKS.format(bootstrap=self.broker.bootstrap, **self.topics))
+                how = {"bootstrap": self.broker.bootstrap, "client": self.client}
+                file.write(SINKS.format(**how, **self.topics))
         begin_us = self.until_us - 60 * MINUTE
         times = sorted(self.random.randrange(begin_us, self.until_us - SECOND) for _ in range(400))
         paid = [self._payment(f"h-{n}", at) for n, at in enumerate(times)]

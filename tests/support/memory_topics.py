@@ -122,10 +122,10 @@ class MemoryTopics:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let sources read these topics in the place of a broker's."""
-        monkeypatch.setattr(topics_module, "choose_client", lambda: self)
+        monkeypatch.setattr(topics_module, "choose_client", lambda _: self)
         monkeypatch.setattr(topics_module, "InChildProcess", lambda readers: nullcontext(self))
         monkeypatch.setattr(topics_module, "Reader", MemoryReader)
-        monkeypatch.setattr(committed_offsets, "choose_client", lambda: self)
+        monkeypatch.setattr(committed_offsets, "choose_client", lambda _: self)
 
     def delete_before(self, topic: str, partition: int, offset: int) -> None:
         """Delete messages, as retention does."""

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Final
 
 from tidemill.features.errors import ConfigurationError, nearest
 from tidemill.pipelines.io.kafka.client import Client
-
-KAFKA_PYTHON: Final = "kafka-python"
-CONFLUENT: Final = "confluent-kafka"
-CLIENTS: Final = (KAFKA_PYTHON, CONFLUENT)
+from tidemill.pipelines.io.kafka.connection import CLIENTS, KAFKA_PYTHON
 
 
 def choose_client(name: str = KAFKA_PYTHON) -> Client:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Final
 
 from tidemill.features.errors import ConfigurationError
 
 PORT = 9092
 """The port where none is named."""
+KAFKA_PYTHON: Final = "kafka-python"
+CONFLUENT: Final = "confluent-kafka"
+CLIENTS: Final = (KAFKA_PYTHON, CONFLUENT)
+"""The client libraries."""
 
 
 class Secret(str):
@@ -86,12 +91,14 @@ class Connection:
         tls: How to connect by TLS; None connects in plain text.
         sasl: How to log in; None does not.
         client_id: The name that the broker's logs and quotas have for us.
+        client: The client library (`choosing.choose_client`).
     """
 
     servers: tuple[str, ...]
     tls: Tls | None = None
     sasl: Sasl | None = None
     client_id: str = "tidemill"
+    client: str = KAFKA_PYTHON
 
     def __post_init__(self) -> None:
         if not self.servers:

@@ -129,6 +129,7 @@ def test_a_topic_may_say_everything(
       username: tidemill
       password_env: TOPIC_PASSWORD
       mechanism: PLAIN
+      client: confluent-kafka
 """
     for name in ("ca.pem", "me.pem", "me.key"):
         (tmp_path / name).touch()
@@ -145,6 +146,7 @@ def test_a_topic_may_say_everything(
     sasl = topic.connection.sasl
     assert sasl is not None
     assert (sasl.mechanism, sasl.user, sasl.password) == (Mechanism.PLAIN, "tidemill", "secret")
+    assert topic.connection.client == "confluent-kafka"
 
 
 def test_a_password_may_be_in_a_file(write: Write, tmp_path: Path) -> None:
@@ -192,6 +194,7 @@ def test_tls_may_be_asked_for_without_files(write: Write, text: str, is_used: bo
         ("username: me", 10, "username", "needs password_env or password_file too"),
         ("password_env: A", 10, "password_env", "needs username too"),
         ("mechanism: PLAIN", 10, "mechanism", "needs username too"),
+        ("client: librdkafka", 10, "client", "found 'librdkafka', expected one of kafka-python"),
         ("mechanism: GSSAPI", 10, "mechanism", "found 'GSSAPI', expected one of PLAIN, SCRAM"),
         (
             "username: me\n      password_env: A\n      password_file: b",

@@ -31,12 +31,21 @@ def wait_until_said(project: LiveProject, partitions: int) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize(("engine", "mode"), [("fnapi", "exact"), ("prism", "eager")])
+@pytest.mark.parametrize(
+    ("engine", "mode", "client"),
+    [("fnapi", "exact", "confluent-kafka"), ("prism", "eager", "kafka-python")],
+)
 def test_a_stream_reads_the_partitions_that_its_topics_get(
-    tmp_path: Path, broker: TestBroker, engine: str, mode: str
+    tmp_path: Path, broker: TestBroker, engine: str, mode: str, client: str
 ) -> None:
     project = LiveProject(
-        tmp_path / "project", broker, engine, mode, savepoint_every="2s", sinks=True
+        tmp_path / "project",
+        broker,
+        engine,
+        mode,
+        savepoint_every="2s",
+        sinks=True,
+        client=client,
     )
     project.run("backfill")
     project.produce(60, 20)

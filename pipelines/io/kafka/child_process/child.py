@@ -62,7 +62,7 @@ def _opened(
     request: ConsumerRequest | ProducerRequest,
 ) -> tuple[Callable[[Pipe], None], Callable[[], None]]:
     """Connect what is asked for; return what serves a pipe, and what closes it after that."""
-    client = choose_client(request.client)
+    client = choose_client(request.connection.client)
     if isinstance(request, ConsumerRequest):
         consumer = client.consumer(request.connection)
         return partial(serve_consumer, consumer=consumer), consumer.close

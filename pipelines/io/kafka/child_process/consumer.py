@@ -34,11 +34,9 @@ class ConsumerRequest(NamedTuple):
     """Asks for a consumer.
 
     Attributes:
-        client: The name of the client library.
         connection: How to connect.
     """
 
-    client: str
     connection: Connection
 
 

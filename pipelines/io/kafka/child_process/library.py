@@ -8,7 +8,7 @@ from tidemill.pipelines.io.kafka.child_process.consumer import ChildConsumer, Co
 from tidemill.pipelines.io.kafka.child_process.process import ChildProcess
 from tidemill.pipelines.io.kafka.child_process.producer import ChildProducer, ProducerRequest
 from tidemill.pipelines.io.kafka.child_process.shares import Shares
-from tidemill.pipelines.io.kafka.choosing import KAFKA_PYTHON, choose_client
+from tidemill.pipelines.io.kafka.choosing import choose_client
 from tidemill.pipelines.io.kafka.client import Asker, Consumer, Producer, ProducerSettings
 from tidemill.pipelines.io.kafka.closing import Closing
 from tidemill.pipelines.io.kafka.connection import Connection
@@ -18,24 +18,20 @@ class InChildProcess(Closing):
     """See `client.Client`; what it has made must be closed before it.
 
     Args:
-        name: The client library (`choosing.choose_client`).
         readers: The number of processes in which a consumer runs: each reads a share of its
             partitions. Producers run in the first.
 
     Attributes:
         processes: The processes.
-
-    Raises:
-        ConfigurationError: No client has this name, or it is not installed.
     """
 
-    def __init__(self, name: str = KAFKA_PYTHON, readers: int = 1) -> None:
-        self._name, self._here = name, choose_client(name)
+    def __init__(self, readers: int = 1) -> None:
         self.processes = tuple(ChildProcess() for _ in range(readers))
 
     def consumer(self, connection: Connection) -> Consumer:
         """See `client.Client.consumer`."""
-        request = ConsumerRequest(self._name, connection)
+        choose_client(connection.client)  # what is not installed is said here
+        request = ConsumerRequest(connection)
         with ExitStack() as opened:
             consumers = []
             for process in self.processes:
@@ -46,11 +42,12 @@ class InChildProcess(Closing):
 
     def asker(self, connection: Connection) -> Asker:
         """See `client.Client.asker`."""
-        return self._here.asker(connection)
+        return choose_client(connection.client).asker(connection)
 
     def producer(self, connection: Connection, settings: ProducerSettings) -> Producer:
         """See `client.Client.producer`."""
-        return ChildProducer(self.processes[0], ProducerRequest(self._name, connection, settings))
+        choose_client(connection.client)
+        return ChildProducer(self.processes[0], ProducerRequest(connection, settings))
 
     def close(self) -> None:
         """End the processes."""

@@ -34,12 +34,10 @@ class ProducerRequest(NamedTuple):
     """Asks for a producer.
 
     Attributes:
-        client: The name of the client library.
         connection: How to connect.
         settings: How to write.
     """
 
-    client: str
     connection: Connection
     settings: ProducerSettings
 

@@ -38,7 +38,7 @@ from tidemill.pipelines.io.kafka.child_process.process import (
     log_until_end,
     portable,
 )
-from tidemill.pipelines.io.kafka.choosing import KAFKA_PYTHON, choose_client
+from tidemill.pipelines.io.kafka.choosing import choose_client
 from tidemill.pipelines.io.kafka.client import Partition, ProducerSettings
 from tidemill.pipelines.io.kafka.reader import Reader
 from tidemill.pipelines.io.kafka.writer import Writer
@@ -51,7 +51,7 @@ from tidemill.pipelines.io.kafka.child_process.consumer import ConsumerRequest
 from tidemill.pipelines.io.kafka.child_process.process import ChildProcess
 from tidemill.pipelines.io.kafka.connection import Connection
 process = ChildProcess()
-pipe = process.connect(ConsumerRequest("kafka-python", Connection((sys.argv[1],))))
+pipe = process.connect(ConsumerRequest(Connection((sys.argv[1],))))
 print(process.pid, flush=True)
 sys.stdin.read()
 """
@@ -208,7 +208,7 @@ def test_a_producer_that_takes_nothing_is_given_up(broker: TestBroker, own: InCh
 
 
 def test_a_process_that_does_not_answer_is_ended(broker: TestBroker) -> None:
-    request = ConsumerRequest(KAFKA_PYTHON, connection_to(broker))
+    request = ConsumerRequest(connection_to(broker))
     process = ChildProcess(start_s=60)
     with closing(process):
         process.connect(request).close()
