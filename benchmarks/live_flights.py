@@ -33,6 +33,7 @@ from tests.support.kafka_broker import TestBroker
 from tidemill.examples.flights.live import TOPICS, configuration
 from tidemill.examples.flights.live_data import prepare
 from tidemill.examples.flights.live_producer import messages
+from tidemill.pipelines.io.kafka.connection import CONFLUENT, KAFKA_PYTHON
 from tidemill.pipelines.servers.project_topics import make_topics
 from tidemill.serving.files.atomic_write import atomic_write
 
@@ -155,7 +156,14 @@ def streaming(folder: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def latency(
-    made: Path, folder: Path, engine: str, mode: str, rate: int, rows: int, seconds: float
+    made: Path,
+    folder: Path,
+    engine: str,
+    mode: str,
+    rate: int,
+    rows: int,
+    seconds: float,
+    client: str = KAFKA_PYTHON,
 ) -> list[Figure]:
     """Measure the latency of a steady stream of flights.
 
@@ -167,16 +175,22 @@ def latency(
         rate: Messages per second.
         rows: How many messages the month has.
         seconds: How long is measured, or until the month is over.
+        client: The client library that reads and writes the topics of the stream.
 
     Raises:
         AnswersDiffer: A prediction has no score, a value differs, or nothing was answered.
     """
     name = f"{engine}, {mode}, {rate:,} rows/s"
+    if client != KAFKA_PYTHON:
+        name += f", {client}"
     # A tenth of the month is for what is sent slowly.
     seconds = min(seconds, 0.9 * rows / rate - _WARM_S)
     shutil.copytree(made, folder)
-    engine_and_mode = {"engine: fnapi, mode: exact": f"engine: {engine}, mode: {mode}"}
-    with broker_with_topics(folder, rate * MONTH_S / rows, engine_and_mode) as bootstrap:
+    edits = {
+        "engine: fnapi, mode: exact": f"engine: {engine}, mode: {mode}",
+        "kafka: {": f"kafka: {{client: {client}, ",
+    }
+    with broker_with_topics(folder, rate * MONTH_S / rows, edits) as bootstrap:
         tidemill(folder, "backfill")
         go, sent, done = folder / "go", folder / "sent.json", folder / "done"
         log = folder / "stream.log"
@@ -294,18 +308,21 @@ def _write(producer: Producer, asked: Mapping[str, int], sent: Path) -> None:
 
 def run(quick: bool, effort: Effort) -> list[Figure]:
     """Run the benchmark."""
-    cases = [(engine, mode, rate) for engine in ENGINES for mode in MODES for rate in RATES]
+    cases = [
+        (engine, mode, rate, KAFKA_PYTHON) for engine in ENGINES for mode in MODES for rate in RATES
+    ]
+    cases += [("fnapi", mode, rate, CONFLUENT) for mode in MODES for rate in RATES]
     seconds = max(10 * effort.seconds, STEADY_S)
     if quick:
-        cases, seconds = [("fnapi", "exact", 200)], 2.0
+        cases, seconds = [("fnapi", "exact", 200, KAFKA_PYTHON)], 2.0
     out: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="tidemill-flights-") as place:
         made = Path(place) / "made"
         made.mkdir()
         rows = train(made)
-        for engine, mode, rate in cases:
-            folder = Path(place) / f"{engine}-{mode}-{rate}"
-            out += latency(made, folder, engine, mode, rate, rows, seconds)
+        for engine, mode, rate, client in cases:
+            folder = Path(place) / f"{engine}-{mode}-{rate}-{client}"
+            out += latency(made, folder, engine, mode, rate, rows, seconds, client)
             shutil.rmtree(folder)
             for one in out[-3:]:
                 print(f"{one.name}: {one.value:,.1f} {one.unit} {one.note}", flush=True)
