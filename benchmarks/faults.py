@@ -62,9 +62,9 @@ def said(verdict: Verdict, faults: int, minutes: float, seed: int) -> str:
         lines.append(f"a broker that came back was noticed after (seconds): {shown}")
     lines.append(
         f"{faults} faults in {minutes:.1f} minutes, seed {seed}: 0 mismatches in "
-        f"{verdict.values:,} values; of {verdict.requests:,} predictions {verdict.lost} lost, "
-        f"{verdict.doubled} doubled; the stream ended {len(verdict.ended_by_itself)} times by "
-        "itself"
+        f"{verdict.values:,} values; of {verdict.requests:,} requests {verdict.rejected:,} "
+        f"rejected, {verdict.lost} lost, {verdict.doubled} doubled; the stream ended "
+        f"{len(verdict.ended_by_itself)} times by itself"
     )
     return "\n".join(lines)
 

@@ -83,7 +83,10 @@ class Verdict:
     Attributes:
         values: How many values `verify` has compared; none differ.
         requests: How many requests were acknowledged.
-        lost: Requests without a prediction that a reader of committed messages sees.
+        rejected: How many of them were rejected instead: they came too late, say, since a broker
+            was away.
+        lost: Requests with neither a prediction nor a rejected record that a reader of committed
+            messages sees.
         doubled: Requests with more than one.
         ended_by_itself: For each time that the stream ended by itself the end of its log.
         noticed_s: For each fault of the broker, how long after the first acknowledged message of
@@ -92,6 +95,7 @@ class Verdict:
 
     values: int
     requests: int
+    rejected: int
     lost: int
     doubled: int
     ended_by_itself: Sequence[str]
@@ -159,7 +163,18 @@ class FaultRun:
             there = Counter(_id(message) for message in committed(self.project, name))
             assert there == Counter(ids), f"{name}: the harness is not exact"
         wanted = Counter(acknowledged["checks"])
-        self._wait(lambda: self._answered() >= wanted.keys())
+        rejected: set[str] = set()
+
+        def is_answered() -> bool:
+            if missing := wanted.keys() - self._answered() - rejected:
+                rejected.update(self._rejected() & missing)
+            return not missing
+
+        try:
+            self._wait(is_answered)
+        except AssertionError as error:
+            missing = sorted(wanted.keys() - self._answered() - rejected)
+            raise AssertionError(f"no answer to {len(missing)}, {missing[:9]}: {error}") from error
         assert self._stream is not None
         self.project.drain(self._stream)
         values = self.project.verify()
@@ -168,7 +183,8 @@ class FaultRun:
         return Verdict(
             values,
             len(wanted),
-            len(wanted.keys() - found.keys()),
+            len(rejected),
+            len(wanted.keys() - found.keys() - rejected),
             sum(count > 1 for count in found.values()),
             tuple(self._ended),
             tuple(self._noticed),
@@ -226,6 +242,12 @@ class FaultRun:
     def _answered(self) -> set[str]:
         folder = stream_of(self.project.folder / "run") / "predictions"
         return set(table_in(folder).column("request_id").to_pylist())
+
+    def _rejected(self) -> set[str]:
+        """Return the ids of the requests that were rejected."""
+        records = committed(self.project, "rejected")
+        of_requests = [one for one in records if dict(one.headers)["stream"] == b"checks"]
+        return {json.loads(one.value)["check"] for one in of_requests}
 
     def _wait_for_answers(self, more: int) -> None:
         """Wait until more requests are answered than now."""
