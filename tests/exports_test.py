@@ -50,5 +50,6 @@ def test_no_other_package_exports_a_name() -> None:
 def test_pipelines_offers_its_commands() -> None:
     assert " ".join(COMMANDS) == (
         "demo init validate backfill train stream status republish verify report features "
-        "explain lineage apply clean-store merge-log archive replay-rejected forget up down"
+        "explain lineage apply clean-store merge-log archive export-archive replay-rejected "
+        "forget up down"
     )

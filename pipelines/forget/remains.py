@@ -35,6 +35,11 @@ def what_remains(config: Configuration, subject: Subject, unread: int) -> list[s
         found.append(
             "bundles were trained with the entity's rows: `tidemill train` makes one without them"
         )
+    if config.archive is not None:
+        found.append(
+            "exports of the archive as Delta tables: the next `tidemill export-archive` takes the "
+            "rows out of a table, and deletes the files that had them"
+        )
     found.append("backups and copies of this root, of the archive and of the stores, and logs")
     return found
 

@@ -46,6 +46,7 @@ STAGES = {
     "features": ("verify.read_features", "read_features"),
     "explain": ("verify.explain", "explain"),
     "archive": ("archive.archive", "archive"),
+    "export-archive": ("export.export_archive", "export_archive"),
     "forget": ("forget.forget", "forget"),
     "finish": ("forget.forget", "finish"),
 }
@@ -120,6 +121,7 @@ def test_help_lists_the_commands_in_the_order_of_use(capsys: pytest.CaptureFixtu
         "clean-store",
         "merge-log",
         "archive",
+        "export-archive",
         "replay-rejected",
         "forget",
         "up",

@@ -26,6 +26,7 @@ ELSEWHERE = {
     "train": "the same, since it takes a model",
     "init": "it writes a folder and names it",
     "archive": "tests/pipelines/archive",
+    "export-archive": "tests/pipelines/export",
     "up": "tests/pipelines/servers",
     "down": "tests/pipelines/servers",
 }
