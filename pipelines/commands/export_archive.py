@@ -9,7 +9,7 @@ import click
 from tidemill.pipelines.commands import options, stages
 
 
-@click.command(short_help="Export the archive as Delta tables, and keep them up to date.")
+@click.command(short_help="Bring Delta tables of the archive up to it.")
 @click.option(
     "--to",
     "folder",

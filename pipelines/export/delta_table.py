@@ -230,10 +230,11 @@ def _committed(folder: Path, version: int) -> TableVersion:
     return found
 
 
-def _written_by_others(folder: Path) -> StateMismatch:
+def _refused(folder: Path, error: Exception) -> StateMismatch:
     return StateMismatch(
-        f"{folder}: somebody else wrote to this table at the same time, so nothing was committed; "
-        "end that program, and run the command again"
+        f"{folder}: nothing was committed ({str(error).splitlines()[0]}): somebody else wrote to "
+        "this table at the same time, or has set a property that forbids to add or remove files; "
+        "end that program or unset the property, and run the command again"
     )
 
 
@@ -250,10 +251,10 @@ def _named(folder: Path) -> Iterator[None]:
             raise named from error
         raise file_error(error, folder) from error
     except CommitFailedError as error:
-        raise _written_by_others(folder) from error
+        raise _refused(folder, error) from error
     except DeltaError as error:
         if _EXISTS in str(error):
-            raise _written_by_others(folder) from error
+            raise _refused(folder, error) from error
         if (named := named_in_text(str(error), folder)) is not None:
             raise named from error
         raise DamagedState(

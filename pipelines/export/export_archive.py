@@ -48,7 +48,7 @@ from tidemill.pipelines.export.exported_files import (
     unnamed_files,
 )
 from tidemill.pipelines.run.holder import root_id
-from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.run.progress import Progress, StageProgress
 from tidemill.serving.files.file_errors import named_for
 from tidemill.serving.files.locks import lock
 
@@ -122,7 +122,7 @@ def export_archive(
             "keep the rows of topics there"
         )
     delta_table.check_installed()
-    folder = folder.absolute()
+    folder = folder.resolve()
     _check_apart(folder, config)
     project, root = config.project.name, root_id(config.root)
     with named_for(folder):
@@ -133,9 +133,13 @@ def export_archive(
             progress.stage("export-archive", None, "rows") as stage,
         ):
             record = check_folder(folder, project, root)
-            exporting = _Exporting(config, config.archive, folder, record, progress)
+            exporting = _Exporting(config, config.archive, folder, record, stage)
             done = exporting.run()
-            stage.advance(sum(one.rows for one in done.tables.values()))
+    for name, table in done.tables.items():
+        if table.deleted:
+            progress.say(
+                f"{folder / name}: deleted files that the table does not name: {table.deleted:,}"
+            )
     return done.as_figures()
 
 
@@ -160,10 +164,10 @@ class _Exporting:
         archive: Archive,
         folder: Path,
         record: ExportRecord,
-        progress: Progress,
+        stage: StageProgress,
     ) -> None:
         self._project, self._archive = config.project, archive.folder
-        self._folder, self._record, self._progress = folder, record, progress
+        self._folder, self._record, self._stage = folder, record, stage
         self._done = Exported()
 
     def run(self) -> Exported:
@@ -225,10 +229,6 @@ class _Exporting:
         self._write(name, TableRecord(state))
         unnamed = list(unnamed_files(folder, after.files))
         remove_files(unnamed)
-        if unnamed:
-            self._progress.say(
-                f"{len(unnamed):,} files of {folder} that the table does not name were deleted"
-            )
         done.version, done.files = after.version, len(after.files)
         done.rows = sum(one.stop - one.first for one in source.files)
         done.deleted += len(unnamed)
@@ -273,6 +273,7 @@ class _Exporting:
         if target.exists() and target.stat().st_size == file.size:
             return False
         copy_file(self._archive, name, file, target)
+        self._stage.advance(file.stop - file.first)
         return True
 
 

@@ -279,6 +279,18 @@ def test_what_was_archived_is_printed(
     assert ["rows", "/", "orders", "7"] in printed
 
 
+def test_what_was_exported_is_printed(
+    project: Path, stage: Callable[[str, Any], Called], capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = {"table": "orders", "version": 3, "rows": 1234, "deleted": 2}
+    called = stage("export-archive", {"tables": [table]})
+    assert run("export-archive", "--to", "lake", "--wait") == 0
+    assert called.arguments[1] == Path("lake")
+    assert called.options == {"wait": True}
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["orders", "3", "1,234", "2"] in printed
+
+
 def test_what_was_forgotten_and_what_remains_are_printed(
     project: Path, stage: Callable[[str, Any], Called], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,7 +123,7 @@ def test_what_the_archive_has_lost_is_gone_from_the_table_and_from_the_disk(
     said = Said()
     figures = export_archive(config, to, said)
     assert figures["tables"][0]["deleted"] == 2
-    assert said.lines == [f"2 files of {to / 'payments'} that the table does not name were deleted"]
+    assert said.lines == [f"{to / 'payments'}: deleted files that the table does not name: 2"]
     check_same(written.folder, to, "payments")
     assert table_rows(to / "payments")["card"].null_count == 3
     written.remove(emptied)

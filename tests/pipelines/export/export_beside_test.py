@@ -86,6 +86,19 @@ def test_an_archive_that_moved_on_after_a_kill_is_exported(
         check_same(written.folder, apart, "payments")
 
 
+def test_what_a_kill_in_a_commit_of_delta_rs_leaves_is_in_nobodys_way(
+    written: WrittenArchive, config: Configuration, to: Path
+) -> None:
+    """delta-rs writes a commit beside its name first, with ``#`` and a number, and links it."""
+    written.add(payments(3))
+    exported(config, to)
+    written.add(payments(3, 3))
+    log = to / "payments" / "_delta_log"
+    (log / f"{1:020d}.json#1").write_text((log / f"{0:020d}.json").read_text()[:100])
+    assert exported(config, to)["payments"]["version"] == 1
+    check_same(written.folder, to, "payments")
+
+
 # Beside others
 
 

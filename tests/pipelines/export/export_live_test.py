@@ -13,9 +13,11 @@ import pytest
 from tests.support.exports import CARD, archive_rows, check_same, exported, table_rows, version_of
 from tests.support.memory_topics import NAMES, TopicProject
 from tests.support.searched import where_found
+from tests.support.times import other_times
 from tidemill.features.contract import DAY, HOUR, SECOND
 from tidemill.pipelines.archive.archive import archive_live_rows
 from tidemill.pipelines.archive.archiving import bring_up
+from tidemill.pipelines.commands.cli import main
 from tidemill.pipelines.config.archive_section import Archive
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.forget import forget
@@ -160,3 +162,47 @@ def test_an_export_beside_the_archive_of_a_stream(shop: Shop, to: Path) -> None:
     for name in NAMES:
         check_same(other.folder, to, name)
         assert table_rows(to / name).equals(archive_rows(archive_of(config), name))
+
+
+YAML = """
+project: tests.support.memory_topics:PROJECT
+root: run
+sources:
+  payments: {files: ["payments*.csv"], received: sent_at,
+    kafka: {bootstrap: "nowhere:1", topic: payments, format: json}}
+  refunds: {files: ["refunds*.csv"], received: sent_at,
+    kafka: {bootstrap: "nowhere:1", topic: refunds, format: json}}
+  checks: {files: ["checks*.csv"], received: sent_at,
+    kafka: {bootstrap: "nowhere:1", topic: checks, format: json}}
+splits:
+  train_until: 2023-11-15T22:00:00Z
+  evaluate_until: 2023-11-15T23:00:00Z
+archive: {folder: ../archive}
+"""
+
+
+def test_the_command(
+    shop: Shop, to: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shop.folder / "tidemill.yaml").write_text(YAML)
+    for _ in savepoints(shop):
+        pass
+
+    def run(*options: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(["export-archive", "--config", str(shop.folder / "tidemill.yaml"), *options])
+        printed = capsys.readouterr()
+        assert left.value.code == (0 if options else 2), printed.err
+        return printed.out + printed.err
+
+    assert "Missing option '--to'" in run()
+    said = run("--to", str(to), "--quiet")
+    rows = said.split("export-archive: tables\n")[1].splitlines()[1:]
+    assert [row.split()[0] for row in rows if row] == sorted(NAMES)
+    assert other_times(said) == []
+    archive_live_rows(
+        replace(shop.config(), archive=Archive(tmp_path / "archive", DAY)), shop.current
+    )
+    said = run("--to", str(to))
+    assert f"{to / 'payments'}: deleted files that the table does not name:" in said
+    check_same(tmp_path / "archive", to, "payments")

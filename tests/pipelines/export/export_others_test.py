@@ -165,6 +165,23 @@ def test_a_damaged_export_is_named(
     check_same(written.folder, to, "payments")
 
 
+def test_a_property_that_forbids_the_commit_is_named(
+    written: WrittenArchive, config: Configuration, to: Path
+) -> None:
+    for number in range(2):
+        written.add(payments(3, number * 3))
+    exported(config, to)
+    table = deltalake.DeltaTable(str(to / "payments"))
+    table.alter.set_table_properties({"delta.appendOnly": "true"})
+    written.compact()
+    with pytest.raises(StateMismatch, match=r"append-only.*has set a property that forbids"):
+        exported(config, to)
+    assert table_rows(to / "payments").equals(archive_rows(written.folder, "payments"))
+    table.alter.set_table_properties({"delta.appendOnly": "false"})
+    assert exported(config, to)["payments"]["files"] == 1
+    check_same(written.folder, to, "payments")
+
+
 def test_a_table_that_somebody_creates_first_is_left_as_it_is(
     written: WrittenArchive, config: Configuration, to: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
