@@ -121,6 +121,11 @@ def export_archive(
             f"{config.path} names no archive to export; write `archive: {{folder: archive}}` to "
             "keep the rows of topics there"
         )
+    if not config.root.is_dir():  # an id would be made for it, and the export be its own for ever
+        raise InputError(
+            f"{config.root} is not there, and an export belongs to the root of its archive: name "
+            "that (--root), or run `tidemill backfill` first"
+        )
     delta_table.check_installed()
     folder = folder.resolve()
     _check_apart(folder, config)

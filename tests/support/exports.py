@@ -32,7 +32,9 @@ def shop_with(archive: Path, folder: Path) -> Configuration:
         archive: The folder of the archive.
         folder: A folder for the rest.
     """
-    return TopicProject(folder, MemoryTopics()).config(archive=Archive(archive))
+    config = TopicProject(folder, MemoryTopics()).config(archive=Archive(archive))
+    config.root.mkdir()
+    return config
 
 
 def exported(config: Configuration, to: Path, *, wait: bool = False) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,25 @@ def test_readers_leave_files_out_by_time_and_place_and_miss_no_row(
     # What an entity is named by is in no file but its rows'.
     log = "".join(path.read_text() for path in (to / "payments" / "_delta_log").iterdir())
     assert "p-1" not in log
+
+
+def test_times_of_years_that_a_reader_may_not_parse_are_in_no_statistics(
+    written: WrittenArchive, config: Configuration, to: Path
+) -> None:
+    written.add([{"payment": "early", "at": TIME_MIN}, {"payment": "now", "at": FIRST_DAY}])
+    written.add([{"payment": "late", "at": TIME_MAX}])
+    written.add([{"payment": "now", "at": FIRST_DAY}])
+    exported(config, to)
+    log = (to / "payments" / "_delta_log" / f"{0:020d}.json").read_text().splitlines()
+    added = [json.loads(line)["add"] for line in log if '"add"' in line]
+    least = [json.loads(one["stats"])["minValues"].get("at") for one in added]
+    assert sorted(filter(None, least)) == ["2023-11-15T00:00:00.000000Z"]
+    table = deltalake.DeltaTable(str(to / "payments"))
+    for wanted, count in (
+        (ds.field("at") < pa.scalar(0, pa.timestamp("us", "UTC")), 1),
+        (ds.field("at") > pa.scalar(FIRST_DAY, pa.timestamp("us", "UTC")), 1),
+    ):
+        assert table.to_pyarrow_dataset().to_table(filter=wanted).num_rows == count
 
 
 def test_a_run_makes_one_commit_and_a_repeat_none(

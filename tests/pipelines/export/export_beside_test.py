@@ -46,7 +46,6 @@ def test_a_run_that_is_killed_at_any_step_is_completed_by_the_next(
     before = tmp_path / "before"
     if to.exists():
         shutil.copytree(to, before)
-    config.root.mkdir(exist_ok=True)
     root_id(config.root)  # the root has its id before
     steps = steps_of(partial(_export, config, to))
     version = version_of(to / "payments")

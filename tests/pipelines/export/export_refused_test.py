@@ -70,8 +70,13 @@ def test_the_export_of_another_root_or_project_is_left_as_it_is(
     written.add(payments(3))
     exported(config, to)
     before = contents(to)
+    other_root = replace(config, root=tmp_path / "other")
+    with pytest.raises(InputError, match="is not there, and an export belongs to the root"):
+        exported(other_root, to)
+    assert not other_root.root.exists()
+    other_root.root.mkdir()
     with pytest.raises(StateMismatch, match="is the export of project 'shop' of the root"):
-        exported(replace(config, root=tmp_path / "other"), to)
+        exported(other_root, to)
     other = replace(config, project=replace(config.project, name="other"))
     with pytest.raises(StateMismatch, match="is the export of project 'shop' of the root"):
         exported(other, to)
