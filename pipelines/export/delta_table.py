@@ -52,14 +52,14 @@ class AddedFile:
         day: Its day, ``YYYY-MM-DD``.
         size: Its bytes.
         modified_ms: When it was written, in milliseconds.
-        stats: Its statistics, as Delta names them.
+        rows: How many rows it has.
     """
 
     path: str
     day: str
     size: int
     modified_ms: int
-    stats: Mapping[str, Any]
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def commit(
 def _add(file: AddedFile) -> Any:
     from deltalake.transaction import AddAction
 
-    stats = json.dumps(file.stats)
+    stats = json.dumps({"numRecords": file.rows})
     return AddAction(file.path, file.size, {DAY: file.day}, file.modified_ms, True, stats)
 
 

@@ -44,7 +44,6 @@ from tidemill.pipelines.export.exported_files import (
     exported_name,
     remove_files,
     table_schema,
-    time_column,
     unnamed_files,
 )
 from tidemill.pipelines.run.holder import root_id
@@ -218,8 +217,7 @@ class _Exporting:
         if before is None or added or removed or not schema.equals(before.schema):
             known = self._record.tables.get(name, TableRecord())
             self._write(name, TableRecord(known.done, state))
-            time = time_column(self._project, name, source)
-            new = [added_file(folder, wanted[path], time) for path in added]
+            new = [added_file(folder, wanted[path]) for path in added]
             said = {"project": self._project.name, "root": self._record.root}
             if before is None:
                 folder.mkdir(exist_ok=True)

@@ -10,16 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from tidemill.features.definitions import Project
 from tidemill.features.definitions.schema import ARROW_TYPES
-from tidemill.features.errors import InputError, StateMismatch, UnknownColumn
-from tidemill.pipelines.archive.manifest import ArchiveFile, SourceArchive
+from tidemill.features.errors import InputError, StateMismatch
+from tidemill.pipelines.archive.manifest import ArchiveFile
 from tidemill.pipelines.export.delta_table import DAY, AddedFile
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED
 from tidemill.serving.files.atomic_write import wait_for_disk
@@ -28,9 +25,6 @@ Columns = Sequence[Sequence[str]]
 """The declared columns of a source, in order: name and dtype."""
 
 _DIGITS: Final = 16
-_WRITABLE: Final = tuple(
-    int(np.datetime64(year, "us").astype(np.int64)) for year in ("0001", "10000")
-)
 _OURS: Final = re.compile(r"\d{5}-\d{12,}-\d{12,}-[0-9a-f]{16}\.parquet(\.[0-9a-f]+\.unfinished)?")
 
 
@@ -69,67 +63,20 @@ def table_schema(columns: Columns) -> pa.Schema:
     )
 
 
-def time_column(project: Project, name: str, source: SourceArchive) -> str | None:
-    """Return the column of a source's own time; None if the project has no such source now."""
-    try:
-        column = project.definition(name).time_column
-    except UnknownColumn:
-        return None
-    return column if column in {one for one, _ in source.columns} else None
-
-
-def added_file(folder: Path, file: ArchiveFile, time: str | None) -> AddedFile:
+def added_file(folder: Path, file: ArchiveFile) -> AddedFile:
     """Return the entry of a copy in the log of its table.
 
-    The statistics are those by which readers leave files out: of the position, of the receipt, and
-    of the rows' own time, which stay when an entity is forgotten. Those of other columns would
-    outlive it: the log keeps what was ever written into it.
+    It says how many rows the file has, and nothing of their values: the log keeps what was ever
+    written into it, also when an entity is forgotten. Statistics of some columns only would be
+    worse: delta-rs 1.6.6 leaves a file out when rows are asked for by a column that has none.
 
     Args:
         folder: The folder of the table.
         file: The file of the archive that was copied.
-        time: The column of the rows' own time.
     """
-    path = folder / exported_name(file)
-    least: dict[str, Any] = {PARTITION: file.partition, POSITION: file.first}
-    most: dict[str, Any] = {PARTITION: file.partition, POSITION: file.stop - 1}
-    nulls = {PARTITION: 0, POSITION: 0}
-    with pq.ParquetFile(path) as opened:
-        for column in (RECEIVED, *([] if time is None else [time])):
-            if (found := _span(opened, column)) is not None:
-                least[column], most[column] = map(_instant, found[:2])
-                nulls[column] = found[2]
-    stats = {
-        "numRecords": file.stop - file.first,
-        "minValues": least,
-        "maxValues": most,
-        "nullCount": nulls,
-    }
-    found_ms = path.stat().st_mtime_ns // 1_000_000
-    return AddedFile(exported_name(file), file.day, file.size, found_ms, stats)
-
-
-def _span(file: pq.ParquetFile, column: str) -> tuple[int, int, int] | None:
-    """Return the least and the greatest time of a column, in microseconds, and its nulls.
-
-    Returns:
-        None if the file has none, or one that ISO 8601 has no four digits for the year of.
-    """
-    metadata, at = file.metadata, file.schema_arrow.get_field_index(column)
-    groups = [metadata.row_group(n).column(at).statistics for n in range(metadata.num_row_groups)]
-    if not groups or any(one is None or not one.has_null_count for one in groups):
-        return None
-    known = [one for one in groups if one.has_min_max]
-    if not known:
-        return None
-    least, most = min(one.min_raw for one in known), max(one.max_raw for one in known)
-    if not _WRITABLE[0] <= least <= most < _WRITABLE[1]:
-        return None
-    return least, most, sum(one.null_count for one in groups)
-
-
-def _instant(time_us: int) -> str:
-    return f"{np.datetime64(time_us, 'us')}Z"
+    path = exported_name(file)
+    modified_ms = (folder / path).stat().st_mtime_ns // 1_000_000
+    return AddedFile(path, file.day, file.size, modified_ms, file.stop - file.first)
 
 
 def unnamed_files(folder: Path, named: Collection[str]) -> Iterator[Path]:
