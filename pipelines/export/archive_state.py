@@ -2,7 +2,7 @@
 
 The manifest is replaced as a whole, so reading it gives one moment. Its files may be gone when they
 are copied: a day was put together, removed by age, or emptied of an entity. Then the moment has
-passed, which `ArchiveMoved` says, and the next moment is read.
+passed, and the next one is read; a file is damaged if nobody can write the archive meanwhile.
 """
 
 from __future__ import annotations
@@ -24,18 +24,6 @@ from tidemill.pipelines.archive.parquet_files import MEND
 from tidemill.serving.files.atomic_write import atomic_write
 
 _CHUNK: Final = 1 << 20
-
-
-class ArchiveMoved(Exception):
-    """A file is not what the manifest said when it was read.
-
-    Args:
-        error: What that is if nobody writes the archive.
-    """
-
-    def __init__(self, error: DamagedFile) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 def read_archive(folder: Path) -> ArchiveManifest | None:
@@ -86,14 +74,14 @@ def copy_file(archive: Path, source: str, file: ArchiveFile, target: Path) -> No
         target: Where the copy goes; its folder is made.
 
     Raises:
-        ArchiveMoved: The file is missing, or has other bytes.
+        DamagedFile: The file is missing, or has other bytes.
         FileError: The copy cannot be written, or the file not be read.
     """
     path = archive / source / file.name
     try:
         reading = path.open("rb")
     except FileNotFoundError:
-        raise ArchiveMoved(DamagedFile(f"{path}: it is missing; {MEND}")) from None
+        raise DamagedFile(f"{path}: it is missing; {MEND}") from None
     digest = hashlib.sha256()
     with reading, atomic_write(target, durable=True) as unfinished:
         with unfinished.open("wb") as writing:
@@ -101,8 +89,7 @@ def copy_file(archive: Path, source: str, file: ArchiveFile, target: Path) -> No
                 digest.update(chunk)
                 writing.write(chunk)
         if digest.hexdigest() != file.sha256:
-            changed = f"{path}: it was changed after it was written; {MEND}"
-            raise ArchiveMoved(DamagedFile(changed))
+            raise DamagedFile(f"{path}: it was changed after it was written; {MEND}")
 
 
 def check_export_of(

@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tidemill.features.errors import DamagedState, InputError, StateMismatch
+from tidemill.features.errors import DamagedFile, DamagedState, InputError, StateMismatch
 from tidemill.pipelines.archive.archiving import LOCK as ARCHIVE_LOCK
 from tidemill.pipelines.archive.manifest import ArchiveFile, SourceArchive
 from tidemill.pipelines.config.archive_section import Archive
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.export import delta_table
 from tidemill.pipelines.export.archive_state import (
-    ArchiveMoved,
     check_export_of,
     check_settled,
     copy_file,
@@ -179,14 +178,12 @@ class _Exporting:
         self._record.write(self._folder)
         try:
             self._export()
-        except ArchiveMoved:
-            # What was copied is there, so little is left to be done while nobody may write.
+        except DamagedFile:
+            # Most likely the archive was written meanwhile. What was copied is there, so little is
+            # left to be done while nobody may write; what is damaged then is named.
             with lock(self._archive / ARCHIVE_LOCK, "write this archive", wait=True):
                 check_settled(self._archive)
-                try:
-                    self._export()
-                except ArchiveMoved as moved:
-                    raise moved.error from None
+                self._export()
         return self._done
 
     def _export(self) -> None:

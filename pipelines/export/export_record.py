@@ -120,9 +120,11 @@ def check_folder(folder: Path, project: str, root: str) -> ExportRecord:
         DamagedState: The record is damaged.
         StateVersionError: Its version is not supported.
     """
+    # The record comes first into a folder: what was listed before it is read has one.
+    others = sorted(one.name for one in _entries(folder) if not _is_ours(one.name))
     found = ExportRecord.read(folder)
     if found is None:
-        if others := sorted(one.name for one in _entries(folder) if not _is_ours(one.name)):
+        if others:
             raise StateMismatch(
                 f"{folder} has files, such as {others[0]}, and no {RECORD}: restore that from a "
                 "copy if it is an export, or name a folder of its own (--to)"
