@@ -62,7 +62,11 @@ def _form(name: str, kind: type) -> RecordFormat:
 
 
 _TOPICS_FORM: Final = RecordFormat(
-    name="tidemill-live-topics", version=1, fields=frozenset({"sources"}), remedy=REMEDY
+    name="tidemill-live-topics",
+    version=2,
+    fields=frozenset({"sources", "has_origin"}),
+    remedy=REMEDY,
+    older={1: {"has_origin": False}},  # it did not say whether there is one
 )
 _SEALED_FORM: Final = _form("tidemill-live-sealed", Sealed)
 _ORIGIN_FORM: Final = _form("tidemill-live-origin", LiveOrigin)
@@ -110,7 +114,8 @@ class LiveRecords:
             content = {name: dataclasses.asdict(topic) for name, topic in topics.items()}
             if not (self.folder / _SEALED).exists():
                 self.write_sealed(_nothing_sealed(topics))
-            write_record(self.folder / _TOPICS, _TOPICS_FORM, {"sources": content}, durable=True)
+            record = {"sources": content, "has_origin": origin is not None}
+            write_record(self.folder / _TOPICS, _TOPICS_FORM, record, durable=True)
             return
         begun = self.topics()
         for name in sorted({*begun, *topics}):
@@ -128,14 +133,17 @@ class LiveRecords:
         """Return the topic of each live source.
 
         Raises:
-            StateError: The record cannot be read, or is gone.
+            StateError: The record cannot be read, or is gone; or that of where the log began is.
         """
         if not self.exists:
             raise DamagedState(f"{self.folder / _TOPICS} is gone; {REMEDY}")
-        found = read_record(self.folder / _TOPICS, _TOPICS_FORM)["sources"]
+        found = read_record(self.folder / _TOPICS, _TOPICS_FORM)
+        origin = self.folder / _ORIGIN
+        if found["has_origin"] and not origin.exists():
+            raise DamagedState(f"{origin} is gone, which says where the log began; {REMEDY}")
         return {
             name: LiveTopic(one["topic"], one["first"], tuple(one["offsets"]), one.get("id", ""))
-            for name, one in found.items()
+            for name, one in found["sources"].items()
         }
 
     def origin(self) -> LiveOrigin:
@@ -145,7 +153,11 @@ class LiveRecords:
             StateError: The record cannot be read.
         """
         path = self.folder / _ORIGIN
-        return LiveOrigin(**read_record(path, _ORIGIN_FORM)) if path.exists() else LiveOrigin()
+        if path.exists():
+            return LiveOrigin(**read_record(path, _ORIGIN_FORM))
+        if self.exists:
+            self.topics()  # says whether there was one
+        return LiveOrigin()
 
     def sealed(self) -> Sealed:
         """Return how far the log is sealed.

@@ -33,7 +33,7 @@ READ: Final = {
     "generations/*/build-*/topics.json": (VERIFY, RESUME),
     f"{LIVE}/topics.json": (VERIFY, FOLLOW, RESUME),
     f"{LIVE}/sealed.json": (VERIFY, FOLLOW, RESUME),
-    f"{LIVE}/origin.json": (RESUME,),
+    f"{LIVE}/origin.json": (RESUME, RESUME, VERIFY),
     f"{LIVE}/cuts/*.arrow": (VERIFY, FOLLOW, RESUME),
     f"{LIVE}/rejected/*.arrow": (VERIFY,),
     f"{LIVE}/lost/*.arrow": (VERIFY, FOLLOW),
@@ -69,7 +69,6 @@ DAMAGES: Final[dict[str, Callable[[bytes], bytes | None]]] = {
     "gone": lambda _: None,
 }
 SOUND: Final = {
-    ("origin.json", "gone"),  # an earlier version did not write it
     ("polls", "a flipped byte in the middle"),  # of a poll that is sealed, and not read any more
 }
 """Damages that change nothing."""
