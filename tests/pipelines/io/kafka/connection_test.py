@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.certificates import Certificate
+from tests.support.markdown import ROOT
 from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.io.kafka.choosing import choose_client
 from tidemill.pipelines.io.kafka.connection import Connection, Mechanism, Sasl, Secret, Tls
@@ -78,3 +81,17 @@ def test_a_client_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"install tidemill\[confluent\]"):
         choose_client("confluent-kafka")
+
+
+def test_a_python_without_assertions_is_refused_and_not_the_port() -> None:
+    code = "from tidemill.pipelines.io.kafka.choosing import choose_client; choose_client()"
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "ConfigurationError: Python runs without assertions (-O, or" in done.stderr
