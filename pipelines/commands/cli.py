@@ -11,6 +11,7 @@ Exit status:
 0       success
 1       an error, explained in one paragraph; or `verify` or `demo` found a mismatch
 2       a wrong option or argument
+129     SIGHUP: the terminal was closed
 130     Ctrl-C
 141     the reader of standard output ended first (``tidemill verify | head``)
 143     SIGTERM

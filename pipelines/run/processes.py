@@ -129,8 +129,9 @@ def _serve(connection: Connection, others: Sequence[Connection], handler: Handle
     _die_with_parent()
     for other in others:
         other.close()
-    # The terminal sends Ctrl-C to all processes: the parent decides, and ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The terminal sends them to all processes: the parent decides, and ends the others.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     pa.set_cpu_count(1)
     while True:

@@ -218,6 +218,8 @@ def seen_from_outside(config: Configuration, current: Current, engine: str) -> I
             yield now
         except BaseException as error:
             said = described(error, shows_traceback=False)
+            if isinstance(error, KeyboardInterrupt):
+                said["text"] = "a signal ended it at once, without a savepoint"
             now.change(ended_us=time.time_ns() // 1_000, error=said)
             raise
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -10,14 +11,25 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 import pytest
 
 from tests.support.markdown import ROOT
+from tidemill.pipelines.run import draining as module
 from tidemill.pipelines.run.draining import draining
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def hears_every_signal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The tests may run under `nohup`, and at a terminal that stays."""
+    monkeypatch.setattr(module, "leave_closed_terminal", lambda _: None)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
@@ -106,3 +118,42 @@ def test_a_second_signal_ends_a_process_that_does_not_end() -> None:
         assert process.poll() is None
         process.terminate()
         assert process.wait(60) == -signal.SIGTERM
+
+
+def test_a_closed_terminal_asks_and_what_is_shown_afterwards_is_no_error(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    code = (
+        "import signal, sys\n"
+        "from pathlib import Path\n"
+        "from tidemill.pipelines.run.draining import draining\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        "with draining(print) as asked:\n"
+        "    print('ready', flush=True)\n"
+        "    asked.wait(60)\n"
+        "    print('to standard output', flush=True)\n"
+        "    print('to standard error', file=sys.stderr, flush=True)\n"
+        f"Path({str(done)!r}).write_text(str(asked.is_set()))\n"
+    )
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        # A session leader that opens a terminal has it as its own.
+        [sys.executable, "-c", f"import os; os.open(os.ttyname(0), os.O_RDWR)\n{code}"],
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    os.close(inside)
+    assert os.read(terminal, 5) == b"ready"
+    os.close(terminal)
+    assert process.wait(60) == 0
+    assert done.read_text() == "True"
+
+
+def test_nohup_keeps_its_promise() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with draining(print) as asked:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not asked.is_set()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

@@ -28,7 +28,7 @@ _MOST_SOCKETS: Final = 1
 
 def main() -> None:
     """Serve the parent until it ends."""
-    for stop in (signal.SIGINT, signal.SIGTERM):
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     logging.basicConfig(level=logging.INFO, handlers=[PipeHandler(int(sys.argv[2]))], force=True)
