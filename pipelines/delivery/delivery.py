@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tidemill.features.errors import SequenceError
+from tidemill.features.errors import ConfigurationError, SequenceError
 from tidemill.pipelines.config.sink_section import SINKS, KafkaSink
 from tidemill.pipelines.delivery.compare import compare
 from tidemill.pipelines.delivery.deliver import Deliver, forget, share
@@ -94,6 +94,24 @@ class Delivery:
             return Delivery(
                 run, stream_id(current), folder, segment, sinks, writer, opened.pop_all()
             )
+
+    def check_not_read(self, topic_ids: Mapping[str, str]) -> None:
+        """Check that the stream does not write to a topic that it reads, whatever its address.
+
+        Args:
+            topic_ids: Source to the id of its topic.
+
+        Raises:
+            ConfigurationError: It does: it would read what it writes, without an end.
+        """
+        sources = {topic_id: source for source, topic_id in topic_ids.items()}
+        for name, sink in self.sinks.items():
+            if (source := sources.get(sink.topic_id)) is not None:
+                raise ConfigurationError(
+                    f"{name}.kafka: {sink.sink.topic!r} is the topic of the source {source!r}, by "
+                    "another address of its cluster, so the stream would read what it writes, "
+                    "without an end; name another topic"
+                )
 
     @contextmanager
     def open(self) -> Iterator[None]:

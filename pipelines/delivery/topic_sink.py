@@ -100,13 +100,14 @@ class TopicSink:
         self._looked_s = time.monotonic()
         self._failed: BrokerError | None = None
         self.written = self.already_there = 0
-        self._largest = _LARGEST
+        self._largest, self.topic_id = _LARGEST, ""
         self._writer: Writer | None = self._connect()
 
     def _connect(self) -> Writer:
         reach(self._connection, reads=[self.sink.topic], writes=[self.sink.topic])
         asker = self._client.asker(self._connection)
         try:
+            self.topic_id = asker.topics([self.sink.topic])[self.sink.topic].id
             self._largest = asker.largest_message(self.sink.topic) or _LARGEST
         finally:
             asker.close()

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -99,6 +99,7 @@ class LiveInput:
         say: Tells a person what happens.
         until_us: When to stop; None to go on until somebody asks.
         accept_lost: What a person accepts to go on without (`pipelines.ingest.lost_messages`).
+        topic_ids: Source to the id of its topic, once `find_lost` has asked for them.
 
     Raises:
         StateMismatch: The topics are not those that the live stream was begun with.
@@ -111,6 +112,7 @@ class LiveInput:
     say: Callable[[str], None]
     until_us: int | None = None
     accept_lost: Sequence[str] = ()
+    topic_ids: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         current, project = self.start.current, self.config.project
@@ -278,6 +280,7 @@ class LiveInput:
     def _find_lost(self, say: Callable[[str], None]) -> tuple[ReadTo, list[Loss]]:
         """Return where the topics are read to, and what they have lost behind that."""
         extents = ask_extents(self.config)
+        self.topic_ids = {name: extent.id for name, extent in extents.items()}
         read_to = self._read_to().with_new(extents)
         losses = find_losses(read_to, extents, self.accept_lost)
         command = "tidemill stream --resume" if self.start.resumes else "tidemill stream"

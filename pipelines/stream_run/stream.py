@@ -218,6 +218,7 @@ def _stream(
         entrance = _entrance(config, start, speed, until_us, stop, progress.say, accept_lost)
         if isinstance(entrance, LiveInput):
             entrance.find_lost()  # before a new stream has begun; `reading` looks again
+            delivery.check_not_read(entrance.topic_ids)
         check_positions(start, entrance.begins)
         start, fills = prepare(config, start, progress, take_over=take_over)
         again = _run(config, progress, start, fills, run, entrance, bundle, choice, delivery)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from tests.support import fork_server
 from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject, Program
@@ -153,3 +154,17 @@ def check_values(project: LiveProject) -> None:
         assert headers["features_hash"] == row["spec_hash"].encode()
         assert headers["tidemill-kind"] == b"prediction"
         assert headers["tidemill-stream"].count(b"/") == 2
+
+
+def test_a_topic_that_is_read_is_not_written_to_by_another_address_of_its_broker(
+    tmp_path: Path, broker: TestBroker
+) -> None:
+    project = LiveProject(tmp_path / "project", broker)
+    address, topic = broker.bootstrap.replace("127.0.0.1", "localhost"), project.topics["checks"]
+    with (project.folder / "tidemill.yaml").open("a") as file:
+        file.write(f"predictions: {{kafka: {{bootstrap: '{address}', topic: {topic}}}}}\n")
+    project.run("backfill")
+    ended = fork_server.run_command(("stream",), project.folder)
+    assert ended.status == 1
+    assert f"{topic!r} is the topic of the source 'checks'" in ended.printed
+    assert "by another address of its cluster" in ended.printed
