@@ -28,6 +28,7 @@ from tidemill.features.errors import (
     NoSuchTopic,
     PositionOutOfRange,
     RecreatedTopic,
+    RegistryUnavailable,
     StateMismatch,
 )
 from tidemill.pipelines.archive.archiver import archiving
@@ -57,6 +58,7 @@ from tidemill.pipelines.io.live.live_reader import LiveReader
 from tidemill.pipelines.io.live.live_records import LiveOrigin
 from tidemill.pipelines.io.live.live_source import LiveFigures, LiveSource, Pace
 from tidemill.pipelines.io.live.lost import Loss, after_losses, offset_of
+from tidemill.pipelines.io.live.patient_decoder import PatientDecoder
 from tidemill.pipelines.io.live.set_aside import losses_of
 from tidemill.pipelines.io.live.steady_clock import SteadyClock, wall_clock_us
 from tidemill.pipelines.io.log import Log
@@ -339,13 +341,13 @@ class LiveInput:
             committing(self.config) as self._committed,
             open_topics(self.config, log, self._unsealed(), topics, offsets, topic_ids) as sources,
         ):
-            reader = self._reader(sources, read_to)
+            ended = threading.Event()
+            reader = self._reader([self._patient(source, ended) for source in sources], read_to)
             reader.find_partitions()
             if losses:
                 reader.accept_lost(losses, who_accepts())
                 for loss in losses:
                     self.say(f"{loss.describe()}; it is accepted, and the stream goes on")
-            ended = threading.Event()
 
             def read() -> None:
                 try:
@@ -397,6 +399,17 @@ class LiveInput:
         for logged in self.live.polls.read(after=self.live.sealed().number):
             yield from Poll.decode(bytes(logged.poll)).parts
 
+    def _patient(self, source: LiveSource, ended: threading.Event) -> LiveSource:
+        """Let a source whose schemas are in a registry wait for it while it is away."""
+        topic = self.config.sources[source.definition.name].kafka
+        if topic is None or topic.registry is None:
+            return source
+
+        def ends() -> bool:
+            return self.stop.is_set() or ended.is_set()
+
+        return replace(source, decoder=PatientDecoder(source.decoder, ends, self.say))
+
     def _reader(self, sources: list[LiveSource], read_to: ReadTo) -> LiveReader:
         topics = self.live.topics()
         order: list[tuple[str, int, int | None]] = []
@@ -447,7 +460,13 @@ class LiveInput:
             is_marked = is_due and marks.may_mark(segment)
             if is_marked:
                 keep_s = time.monotonic() + every_s
-            report.stepped(reader.step(is_marked=is_marked), number - max(self._taken(), begin))
+            try:
+                poll = reader.step(is_marked=is_marked)
+            except RegistryUnavailable:
+                if self.stop.is_set():
+                    break  # these messages are read again when the stream is resumed
+                raise
+            report.stepped(poll, number - max(self._taken(), begin))
         report.report()
         if self.stop.is_set():
             stream_drains(reader.number)
