@@ -328,6 +328,13 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         online_store = replace(online_store, registry=registry)
     offline_store = offline_place(top, where)
     stream = top.optional("stream", _stream, StreamOptions())
+    if is_live and stream.speed is not None:
+        raise (
+            top.values["stream"]
+            .section()
+            .values["speed"]
+            .wrong("a stream from topics has no speed: it reads what comes; remove the key")
+        )
     sinks = read_sinks(top, folder)
     archive = top.optional("archive", or_null(lambda value: read_archive(value, folder)), None)
     if archive is not None and not is_live:

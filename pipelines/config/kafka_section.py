@@ -115,7 +115,10 @@ def read_kafka(value: Value, folder: Path) -> KafkaTopic:
 def _start(value: Value) -> str | int:
     if getattr(value.node, "value", None) in (HANDOFF, EARLIEST, LATEST):
         return value.text()
-    return value.instant_us()
+    try:
+        return value.instant_us()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}; or {HANDOFF}, {EARLIEST} or {LATEST}") from None
 
 
 def _columns(value: Value) -> dict[str, str]:

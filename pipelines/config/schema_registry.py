@@ -63,8 +63,13 @@ def read_schema_registry(value: Value, folder: Path) -> SchemaRegistry:
         ConfigurationError: A value cannot be used.
     """
     section = value.section(REGISTRY_KEYS)
+    url = section.required("url")
+    try:
+        RegistryPlace(url.text())
+    except ConfigurationError as error:
+        raise url.wrong(str(error)) from None
     return SchemaRegistry(
-        section.required("url").text(),
+        url.text(),
         **section.read(
             {
                 "user": Value.text,

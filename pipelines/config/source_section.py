@@ -31,6 +31,7 @@ from tidemill.pipelines.config.kafka_section import PAYLOADS, KafkaTopic, read_k
 from tidemill.pipelines.config.project_import import import_attribute
 from tidemill.pipelines.config.strict_yaml import Section, Value, or_null
 from tidemill.pipelines.io.files import input_files
+from tidemill.pipelines.io.payloads.decoders import OPTIONS
 
 MAX_REJECTED: Final = 0.1
 """The default of `Source.max_rejected`."""
@@ -173,11 +174,32 @@ def _check_topic(section: Section, project: Project, name: str) -> None:
                 f"is a format of files, and the source has none; messages are one of "
                 f"{', '.join(PAYLOADS)}"
             )
+    _check_options(section)
     schema = project.definition(name).schema
     if "columns" in where.section().values:
         for column, value in where.section().values["columns"].section().values.items():
             if column not in schema:
                 raise value.wrong(f"{name!r} has no column {column!r}; {nearest(column, schema)}")
+
+
+def _check_options(section: Section) -> None:
+    """Refuse what the format of a topic's messages does not take, or lacks."""
+    topic = section.values["kafka"].section().values
+    named = topic.get("format") or section.values.get("format")
+    text = None if named is None or named.is_null else named.text()
+    of_messages = text if text in OPTIONS else "json"  # it may be the format of the files
+    taken = OPTIONS[of_messages]
+    for key in sorted({key for keys in OPTIONS.values() for key in keys} & topic.keys()):
+        if key not in taken:
+            takes = " or ".join(name for name, keys in OPTIONS.items() if key in keys)
+            raise topic[key].wrong(
+                f"messages of the format {of_messages!r} have none; remove the key, or name their "
+                f"format, such as {takes}"
+            )
+    if taken and not {"schema", "registry"} & topic.keys():
+        raise section.values["kafka"].wrong(
+            f"messages of the format {of_messages!r} need a 'schema' or a 'registry'"
+        )
 
 
 def _check_ambiguous(section: Section) -> None:

@@ -94,8 +94,9 @@ def _read(top: Section, name: str, keys: tuple[str], make: Callable[[str], T]) -
     if name not in top.values:
         return None
     value = top.values[name].section(keys).required(*keys)
+    text = value.text()
     try:
-        return make(value.text())
+        return make(text)
     except ConfigurationError as error:
         raise value.wrong(str(error)) from None
 

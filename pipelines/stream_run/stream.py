@@ -148,12 +148,14 @@ def stream(
             has a model, and the stream that is resumed was begun without one, or the reverse.
         BundleError: The project has a model, and none was trained yet.
         HeldByAnotherRoot: Another root writes a key space of the online store.
-        InputError: ``until_us`` is not between the start and the stream's end, or ``accept_lost``
-            names what is not lost.
+        InputError: ``until_us`` is not between the start and the stream's end, ``accept_lost``
+            names what is not lost, or a stream from topics is given a speed.
         SequenceError: The numbers of requests and predictions do not match.
         Locked: Another process runs a stream of the generation.
         BrokerError: A topic cannot be read, or not be written to.
     """
+    if speed is not None and config.is_live:
+        raise InputError("a stream from topics has no speed: it reads what comes; omit --speed")
     name = stream_engine(config.stream.engine, engine).name
     with (
         _alone(config, wait=wait) as pinned,

@@ -16,13 +16,14 @@ from tidemill.pipelines.io.payloads.metadata import Metadata
 from tidemill.pipelines.io.payloads.protobuf_rows import ProtobufDecoder
 from tidemill.pipelines.io.payloads.registry import Registry, RegistryPlace
 
-_OPTIONS: Final = {
+OPTIONS: Final = {
     "json": (),
     "arrow": (),
     "avro": ("schema", "registry", "frame"),
     "protobuf": ("schema", "message", "registry"),
 }
-FORMATS: Final = tuple(_OPTIONS)
+"""What a format of messages takes, by format."""
+FORMATS: Final = tuple(OPTIONS)
 """The formats of messages."""
 
 
@@ -56,7 +57,7 @@ def decoder(
         ConfigurationError: The format is not known, or an option does not fit it.
     """
     stream = reader.stream
-    if format not in _OPTIONS:
+    if format not in OPTIONS:
         raise ConfigurationError(
             f"stream {stream!r}: format {format!r} of messages is not known; "
             f"{nearest(format, FORMATS)}"
@@ -68,7 +69,7 @@ def decoder(
         )
     given = {"schema": schema, "message": message, "registry": registry, "frame": frame}
     for name, value in given.items():
-        if value is not None and name not in _OPTIONS[format]:
+        if value is not None and name not in OPTIONS[format]:
             raise ConfigurationError(
                 f"stream {stream!r}: messages of the format {format!r} have no {name}; leave it out"
             )

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from tidemill.features.contract import SECOND
-from tidemill.features.errors import ConfigurationError
+from tidemill.features.errors import ConfigurationError, InputError
 from tidemill.pipelines.config.configuration import Configuration, load
 from tidemill.pipelines.config.kafka_section import KafkaTopic
 from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.io.kafka.connection import Mechanism
+from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream_run.stream import stream
 
 PROJECT = """
 from tidemill import Entity, EventStream, FeatureView, Project, Request, count
@@ -97,6 +99,20 @@ def test_a_stream_does_not_write_to_a_topic_that_it_reads(section: str, write: W
     for bootstrap, topic in (("localhost:9092", "answers"), ("other:9092", "orders")):
         path.write_text(text + sink.format(bootstrap, topic))
         load(path)
+
+
+def test_a_stream_from_topics_has_no_speed(write: Write) -> None:
+    path = write()
+    path.write_text(path.read_text() + "stream: {speed: 2}\n")
+    assert "stream.speed: a stream from topics has no speed" in failure(path)
+    config = load(write())
+    with pytest.raises(InputError, match="no speed: it reads what comes; omit --speed"):
+        stream(config, QuietProgress(), speed=2.0)
+
+
+def test_avro_without_a_schema_is_refused(write: Write) -> None:
+    said = failure(write((TOPIC, f"{TOPIC}      format: avro\n")))
+    assert "messages of the format 'avro' need a 'schema' or a 'registry'" in said
 
 
 def test_a_source_may_go_on_in_a_topic_and_needs_no_files(write: Write, tmp_path: Path) -> None:
@@ -184,6 +200,18 @@ def test_tls_may_be_asked_for_without_files(write: Write, text: str, is_used: bo
         ("quiet: soon", 10, "quiet", "soon"),
         ("start: newest", 10, "start", "expected a date and time with its offset"),
         ("start: 2026-02-01T00:00:00", 10, "start", "expected a date and time with its offset"),
+        ("start: handof", 10, "start", "such as 2013-10-01T00:00:00Z; or handoff, earliest or"),
+        ("schema: a.avsc", 10, "schema", "of the format 'json' have none; remove the key, or name"),
+        ("message: shop.Order", 10, "message", "name their format, such as protobuf"),
+        ("frame: none", 10, "frame", "name their format, such as avro"),
+        ("registry: {url: 'http://r'}", 10, "registry", "format 'json' have none; remove the key"),
+        ("format: avro\n      message: a", 11, "message", "of the format 'avro' have none"),
+        (
+            "format: avro\n      registry: {url: here}",
+            11,
+            "registry.url",
+            "found the address 'here', expected http://HOST:PORT",
+        ),
         ("tombstones: keep", 10, "tombstones", "found 'keep', expected one of reject, ignore"),
         ("columns: {custommer: key}", 10, "columns.custommer", "has no column 'custommer'; did"),
         ("columns: [key]", 10, "columns", "found a list, expected"),
