@@ -103,10 +103,13 @@ def find_losses(
         extent, before = extents[source], read.topic_ids.get(source, "")
         is_other = before not in ("", extent.id)
         if is_other and len(extent.first) != len(positions):
+            other = "begin a new root"
+            if len(extent.first) > len(positions):
+                other = "run `tidemill backfill`, and the stream without --resume, to read them all"
             raise StateMismatch(
                 f"the topic {extent.topic!r} of {source!r} was deleted and made again, with "
                 f"{len(extent.first)} partitions, and the stream reads {len(positions)}: make it "
-                f"with {len(positions)} partitions, or begin a new root"
+                f"with {len(positions)} partitions, or {other}"
             )
         # One that has fewer is told when it is read.
         for partition, position in enumerate(positions[: len(extent.first)]):

@@ -21,6 +21,8 @@ from tidemill.features.definitions import FeatureColumn
 
 LOST: Final = "lost"
 """What a mismatch of a request without an answer is called."""
+EMPTIED: Final = "it has nothing of the view: it was emptied, or is another one"
+"""The cause of a mismatch of an online store that has lost all of a view."""
 LISTED: Final = 20
 """How many mismatches are kept with details; all are counted."""
 

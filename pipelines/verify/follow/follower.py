@@ -26,7 +26,7 @@ from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
 from tidemill.pipelines.run.proof_record import Cause, Difference, ProofRecord, Round, added
 from tidemill.pipelines.verify.compare_lost import LossCheck
-from tidemill.pipelines.verify.findings import LOST, Findings, Mismatch
+from tidemill.pipelines.verify.findings import EMPTIED, LOST, Findings, Mismatch
 from tidemill.pipelines.verify.follow.differences import AS_COMPLETE, Differences, request_place
 from tidemill.pipelines.verify.follow.kept_answers import KeptAnswers
 from tidemill.pipelines.verify.follow.online_rows import OnlineRows
@@ -419,8 +419,7 @@ class Follower:
                 )
                 self._online.read(view, keys)
                 if self._online.is_gone(view):
-                    cause = "it has nothing of the view: it was emptied, or is another one"
-                    of_store.add(Mismatch("store", view.name, view.name, cause=cause))
+                    of_store.add(Mismatch("store", view.name, view.name, cause=EMPTIED))
         except StoreError as error:
             self.store_is_away = str(error)
         values += self._online.compare(by_mark, self._rows.of, self._rows.is_chosen, of_store)

@@ -23,7 +23,7 @@ from tidemill.pipelines.recovery.store_fills import cuts_of
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.release import Release
-from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.findings import EMPTIED, Findings, Mismatch
 from tidemill.pipelines.verify.instants import field_text, scalar_text
 from tidemill.pipelines.verify.outputs.reach import Beyond
 from tidemill.pipelines.verify.source_history import SourceHistory
@@ -186,12 +186,12 @@ class RowCheck:
         for name, (fill, _) in self.fills.items():
             view = self._project.view(name)
             expected = {"cuts": cuts_of(view, begun), "mode": mode}
+            cause = "the record of the fill is not what it was begun with"
+            if fill.cuts == "{}" and not fill.mode:  # so is one that is made in an empty store
+                cause = f"{EMPTIED}; `tidemill republish` fills it"
             for field, right in expected.items():
                 if (seen := getattr(fill, field)) != right:
-                    self._note(
-                        f"fill {fill.id}", name, field, seen, right,
-                        "the record of the fill is not what it was begun with",
-                    )  # fmt: skip
+                    self._note(f"fill {fill.id}", name, field, seen, right, cause)
 
     def applied(self, view: FeatureView, source: SourceHistory) -> BoolArray | None:
         """Tell which rows of a source are in what readers see of a view.

@@ -96,6 +96,9 @@ def test_what_the_new_topic_has_lost_already_is_a_loss_of_its_own() -> None:
 def test_a_topic_that_was_made_again_with_other_partitions_is_refused() -> None:
     with pytest.raises(StateMismatch, match="made again, with 1 partitions, and the stream reads"):
         find_losses(READ, extents((0,), (5,), "id-2"))
+    # A backfill takes in partitions that a topic has got.
+    with pytest.raises(StateMismatch, match="make it with 2 partitions, or run `tidemill backfill"):
+        find_losses(READ, extents((0, 0, 0), (5, 5, 5), "id-2"))
 
 
 def test_a_log_that_knows_no_ids_takes_the_topic_that_is_there() -> None:

@@ -202,6 +202,8 @@ def test_an_online_store_that_is_gone_or_empty_is_said(
     for path in store.parent.glob("online.db*"):
         path.unlink()
     assert ended(FOLLOW, project, monkeypatch).startswith("not compared: there is no online store")
+    said = ended(VERIFY, project, monkeypatch)
+    assert "it was emptied, or is another one; `tidemill republish` fills it" in said
 
 
 @pytest.mark.parametrize("change", [{"out_of_orderness": "20s"}, {"max_ahead": "2h"}])
