@@ -89,9 +89,10 @@ def _show_figures(stage: str, figures: dict[str, Any]) -> None:
 
 
 def run_stage(stage: str, root: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run a stage, write its figures to the run's summary, and print them.
+    """Run a stage, write its figures to the run's summary, and print them in any case.
 
     Raises:
+        FileError: The summary cannot be written.
         TooManyRejected: More of a source's rows are rejected than it allows; the figures that say
             so are printed before.
     """
@@ -104,8 +105,10 @@ def run_stage(stage: str, root: Path, work: Callable[[], dict[str, Any]]) -> dic
     except TooManyRejected as error:
         _show_figures(stage, error.figures)
         raise
-    write_summary(root, stage, figures)
-    _show_figures(stage, figures)
+    try:
+        write_summary(root, stage, figures)
+    finally:
+        _show_figures(stage, figures)  # also where the disk is full
     return figures
 
 

@@ -13,6 +13,9 @@ _INSTANT: Final = "_us"
 """The end of the name of a figure that is an instant: microseconds, UTC."""
 _LISTED: Final = 8
 """A list of at most so many items is printed; of a longer list, its length."""
+_LONG: Final = 1_000
+_SHOWN: Final = 100
+"""Of a text that is long, such as the id of a hostile request, the beginning is printed."""
 _ROWS: Final = 20
 """Of a list of mappings, at most so many rows are printed; the summary has them all."""
 
@@ -125,7 +128,10 @@ def write_value(value: Any) -> str:
         if len(value) > _LISTED:
             return f"{len(value):,} values"
         return ", ".join(map(write_value, value)) or "none"
-    return str(value)
+    text = str(value)
+    if len(text) > _LONG:
+        return f"{text[:_SHOWN]}… ({len(text):,} characters)"
+    return text
 
 
 def print_tables(tables: Sequence[Table], stream: TextIO) -> None:

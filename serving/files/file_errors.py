@@ -103,11 +103,27 @@ def named_in_text(text: str, path: Path | str | None = None) -> FileError | None
 
 def _named(number: int | None, why: str, where: str | None) -> FileError:
     kind, what, remedy = _REMEDIES.get(number or 0, (FileError, why, "correct that, and run again"))
+    if number == errno.ENOSPC and where is not None and _lacks_inodes(Path(where)):
+        what, remedy = (
+            "the disk has no inode left for another file",
+            "remove files, or write to another disk with --root",
+        )
     place = f"{where}: " if where else ""
     said = "" if what == why else f" ({why})"
     named = kind(f"{place}{what}{said}; {remedy}")
     named.errno = number
     return named
+
+
+def _lacks_inodes(path: Path) -> bool:
+    """Tell whether a disk has room, and takes no more files."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    try:
+        disk = os.statvfs(path)
+    except OSError:
+        return False
+    return disk.f_files > 0 and disk.f_favail == 0 and disk.f_bavail > 0
 
 
 @contextmanager

@@ -6,8 +6,10 @@ a model. Only signals and a broken pipe need a process of their own.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -31,6 +33,7 @@ from tidemill.pipelines.history.build_manifest import BuildManifest, table_diges
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.serving.bundles.current import current_bundle
+from tidemill.serving.files.file_errors import file_error
 
 PARCELS_YAML = """\
 project: tests.support.trained_bundle:PROJECT
@@ -47,6 +50,9 @@ training: {epochs: 1, seeds: 1}
 
 
 # Full disks, read-only folders
+
+FREE_INODES = 7
+"""The place of ``f_favail`` in what `os.statvfs` returns."""
 
 WRITING = {
     # Remove what a command would remove first, so that it frees no space on the full disk.
@@ -115,6 +121,30 @@ def test_a_project_cannot_be_written_there(fault: str, tmp_path: Path, run: Run)
     with hostile(None, tmp_path / "place") as place:
         run("init", "shop", "--path", str(place)).is_explained(str(place))
         assert [path.name for path in place.iterdir() if path.name != "filler"] == []
+
+
+def test_what_a_proof_has_found_is_shown_where_it_cannot_be_written(
+    project: Path, run: Run
+) -> None:
+    summary = project / "run" / "summary.json"
+    summary.unlink()
+    (summary / "in the way").mkdir(parents=True)
+    ended = run(*arguments("verify", project))
+    ended.is_explained("summary.json")
+    assert re.search(r"^mismatches +\d", ended.out, re.MULTILINE)
+
+
+def test_a_disk_without_an_inode_is_not_called_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "new" / "file"))
+    free = os.statvfs(tmp_path)
+    named = [*free]
+    named[FREE_INODES] = 0
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(named))
+    assert "no inode left for another file" in str(file_error(refused))
+    monkeypatch.setattr(os, "statvfs", lambda _: free)
+    assert "the disk is full" in str(file_error(refused))
 
 
 def test_a_root_below_a_file_is_named(project: Path, tmp_path: Path, run: Run) -> None:

@@ -76,6 +76,8 @@ def test_a_long_list_is_cut_and_says_so() -> None:
         (123_456.7, "123,457"),
         ([], "none"),
         ("fnapi", "fnapi"),
+        ("q" * 1_000, "q" * 1_000),
+        ("q" * 800_000, "q" * 100 + "… (800,000 characters)"),
     ],
 )
 def test_figures_are_written_for_a_reader(value: Any, text: str) -> None:
