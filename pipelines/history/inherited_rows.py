@@ -16,7 +16,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ import pyarrow as pa
 
 from tidemill.features.contract import TIME_MAX, TIME_MIN
 from tidemill.features.definitions import Project
+from tidemill.features.errors import Locked
 from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.ingest.build_topics import BuildTopic
 from tidemill.pipelines.ingest.live_rows import LiveRows, check_topics
@@ -63,7 +65,7 @@ def take_over(
     if (before := _source(current, project)) is None:
         return
     former = LiveLog(before.folder / LIVE, project)
-    with lock(before.stream_lock, "go on with its live rows"):
+    with _ended(before):
         former.seal(before.newest_build, TIME_MAX)
         if live.exists and former.sealed().number <= live.sealed().number:
             return
@@ -81,6 +83,24 @@ def take_over(
             live.folder.rename(replaced)  # a part of it would be taken for a damaged one
         unfinished.rename(live.folder)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def _ended(before: Current) -> Iterator[None]:
+    """Hold the lock of the stream of the generation before, which must have ended.
+
+    Raises:
+        Locked: It runs still.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock(before.stream_lock, "go on with its live rows"))
+        except Locked as error:
+            raise Locked(
+                f"{str(error).partition(';')[0]}: it is the stream of the generation before, which "
+                "runs on; end it first"
+            ) from None
+        yield
 
 
 def _source(current: Current, project: Project) -> Current | None:

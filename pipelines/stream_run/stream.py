@@ -215,9 +215,11 @@ def _stream(
     compile_kernel(progress)
     began, run = time.perf_counter(), run_id(root, start.segment)
     with draining(progress.say) if config.is_live else nullcontext() as stop:
-        # First of all: what a process before this one had open is aborted, and it writes no more.
-        delivery = Delivery.fence(config.sinks, start.current, start.segment, run)
+        # It is refused while the stream of the generation before runs, which may then run on.
         entrance = _entrance(config, start, speed, until_us, stop, progress.say, accept_lost)
+        # Before anything is asked of a topic: what a process before this one had open is aborted,
+        # and it writes no more.
+        delivery = Delivery.fence(config.sinks, start.current, start.segment, run)
         if isinstance(entrance, LiveInput):
             entrance.find_lost()  # before a new stream has begun; `reading` looks again
             delivery.check_not_read(entrance.topic_ids)

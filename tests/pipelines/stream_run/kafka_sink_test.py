@@ -168,3 +168,30 @@ def test_a_topic_that_is_read_is_not_written_to_by_another_address_of_its_broker
     assert ended.status == 1
     assert f"{topic!r} is the topic of the source 'checks'" in ended.printed
     assert "by another address of its cluster" in ended.printed
+
+
+def test_the_stream_of_a_new_generation_leaves_the_one_before_alone_while_it_runs(
+    tmp_path: Path, broker: TestBroker
+) -> None:
+    project = LiveProject(tmp_path / "project", broker, sinks=True, savepoint_every="2s")
+    project.run("backfill")
+    with project.streaming() as process:
+        project.produce(10, 10)
+        project.wait_for(10, process)
+        running = stream_of(project.folder / "run")
+        history = project.folder / "payments.csv"
+        history.write_text(history.read_text().replace(",c-1,", ",c-2,", 1))
+        assert "a new generation begins" in project.run("backfill")
+        refused = fork_server.run_command(("stream",), project.folder)
+        assert refused.status == 1
+        assert "the stream of the generation before, which runs on; end it first" in refused.printed
+        # It has not fenced the writers of the other: that goes on.
+        project.produce(10, 10)
+        wait_for_messages(project, 20, process)
+        project.drain(process)
+    assert len(rows_in(running / "predictions")) == 20
+    with project.streaming() as process:
+        project.produce(10, 10)
+        project.wait_for(10, process)
+        project.drain(process)
+    project.verify()
