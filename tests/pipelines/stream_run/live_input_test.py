@@ -120,7 +120,9 @@ def entrance(
         root=rig.folder / "root",
         project=PROJECT,
         sources={
-            name: SimpleNamespace(kafka=SimpleNamespace(topic=name, quiet_us=SECOND, clock="wall"))
+            name: SimpleNamespace(
+                kafka=SimpleNamespace(topic=name, quiet_us=SECOND, clock="wall", registry=None)
+            )
             for name in ("paid", "asked")
         },
         stream=SimpleNamespace(poll_rows=100, savepoint_every_us=every_us),

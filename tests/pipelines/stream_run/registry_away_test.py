@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import fastavro
+import psutil
 
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
@@ -57,11 +58,18 @@ def test_a_registry_that_is_away_is_waited_for_and_does_not_keep_a_stream_from_e
         project = LiveProject(
             tmp_path / "project", broker, format=f'avro, registry: {{url: "{registry.url}"}}'
         )
+        configuration = project.folder / "tidemill.yaml"
+        configuration.write_text(
+            configuration.read_text().replace("stream: {", "stream: {readers: 50, ")
+        )
         project.run("backfill")
         with project.streaming() as stream:
             project.send_raw("payments", [message(1, "p-1"), message(3, "p-2")])
             project.send_raw("checks", [message(4, "asked-1")])
             project.wait_for(1, stream)
+            # No more processes read than the topics have partitions.
+            beside = psutil.Process(stream.pid).children(recursive=True)
+            assert sum("kafka.child_process" in " ".join(one.cmdline()) for one in beside) == 2
             registry.failures = [503] * 6  # more than are tried at once
             project.send_raw("payments", [message(2, "p-3"), message(1, "p-4")])
             project.send_raw("checks", [message(4, "asked-2")])
