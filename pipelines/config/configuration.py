@@ -188,7 +188,7 @@ class StreamOptions:
             and writes predictions: the requests of a partition go to the shard of its number modulo
             this one. A stream keeps the number that it was begun with.
         readers: The number of processes that read topics; each reads a share of the partitions of
-            every topic.
+            every topic. There are no more than the largest topic has partitions.
     """
 
     engine: str | None = None

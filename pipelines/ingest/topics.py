@@ -229,7 +229,10 @@ def open_topics(
     begins = log.partitions(request.name) if asked is None else asked.first
     ids = ids_so_far(request, log, begins, unsealed)
     with ExitStack() as opened:
-        client = opened.enter_context(InChildProcess(readers=config.stream.readers))
+        # A process without a partition would do nothing.
+        most = max((len(begin) for begin in offsets.values()), default=1)
+        readers = min(config.stream.readers, most)
+        client = opened.enter_context(InChildProcess(readers=readers))
         sources = []
         for name, begin in sorted(offsets.items()):
             source = config.sources[name]
