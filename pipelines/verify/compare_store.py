@@ -46,6 +46,7 @@ from tidemill.pipelines.verify.compare_predictions import differ, patterns
 from tidemill.pipelines.verify.diagnosis import written
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.source_history import History, SourceHistory
+from tidemill.serving.files.locks import is_locked
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import finish_anchored
 from tidemill.serving.online.rows import Frontiers, KeySpace, online_keys
@@ -126,15 +127,26 @@ def check_store(
             found_now = Findings()
             found = _check_view(rows, store, view, frontiers, config.shards, found_now, stage)
             if is_still is not None and not is_still(view.name):
-                progress.say(
-                    f"view {view.name}: the stream publishes while it is read, so its rows in the "
-                    "online store are not compared"
-                )
+                progress.say(f"view {view.name}: {_why_not_compared(config)}")
                 continue
             findings.merge(found_now)
             total = StoreCounts(*map(operator.add, total, found))
     database.close()
     return total
+
+
+def _why_not_compared(config: Configuration) -> str:
+    """Say why the rows of a view that are not still are not compared."""
+    if is_locked(config.current.stream_lock):
+        return (
+            "the stream publishes while it is read, so its rows in the online store are not "
+            "compared"
+        )
+    return (
+        "its rows in the online store are of releases that no savepoint holds (the stream was "
+        "killed, or another writer has taken over), and are not compared: run `tidemill stream "
+        "--resume`, and verify again"
+    )
 
 
 def received_before(

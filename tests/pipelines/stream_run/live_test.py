@@ -80,6 +80,9 @@ def test_kills_that_come_faster_than_savepoints_do_not_keep_a_stream_from_going_
                 time.sleep(0.05)
             if run < 3:
                 process.kill()
+                process.wait()
+                if not run:
+                    assert "are of releases that no savepoint holds" in project.run("verify")
             else:
                 project.drain(process)
     assert kept_segments(project) in {3, 4}
