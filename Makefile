@@ -4,7 +4,8 @@
 #   make demo-live   a broker, a producer, a live stream with predictions to a topic, and the proof
 #   make bench   the benchmarks, one table               make lint   only what needs no running
 #   make prism   build Beam's Prism engine               make lock   resolve setup.py anew
-#   make kafka   fetch the jars of Kafka's broker        make docs   the pages made from the code
+#   make kafka flink  fetch the jars of Kafka's broker, of a Flink cluster
+#   make docs    the pages made from the code
 #   make faults soak  kill and pause a live stream's stream, broker and Redis at random, for minutes
 #   make coverage   make test, and the lines that the tests reach
 #   make clean   remove what these leave, but not .venv and .tidemill, which take minutes
@@ -15,7 +16,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo demo-live test coverage bench faults soak lint docs prism kafka kernel lock clean venv
+.PHONY: demo demo-live test coverage bench faults soak lint docs prism kafka flink kernel lock clean venv
 ARGS ?=
 
 VENV := .venv
@@ -47,7 +48,7 @@ WORKERS := $(shell cores=$$(nproc 2> /dev/null || echo 2); echo $$(( cores < 4 ?
 
 # What needs one core alone is done beside the rest.
 test: venv
-	@$(MAKE) --no-print-directory --jobs 4 --output-sync=target lint prism kafka kernel $(COMPILED)
+	@$(MAKE) --no-print-directory --jobs 4 --output-sync=target lint prism kafka flink kernel $(COMPILED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 	  --durations=15 --durations-min=10 $(ARGS)
 
@@ -178,8 +179,8 @@ $(PRISM): | $(BIN)/python
 
 # Through Maven where it is installed, else through jgo, and checked against the hashes of the lock
 # (pipelines/servers/jars.py). A broker fetches them itself where they are missing.
-kafka: venv
-	@$(BIN)/python -m tidemill.pipelines.servers.jars
+kafka flink: venv
+	@$(BIN)/python -m tidemill.pipelines.servers.jars $@
 
 # Resolves for every platform and Python that setup.py allows, in some seconds. The part that runs
 # is resolved from a copy of the whole, whose versions uv keeps; then what each of them requires is

@@ -61,6 +61,11 @@ TidemillError
 │   ├── UnknownEngine (ValueError)    no engine has the name that was asked for
 │   ├── PrismMissing                  Prism was asked for, and there is no binary to run
 │   ├── PrismFailed                   Prism's process did not start, or ended before the job
+│   ├── ClusterUnreachable            a process of a Flink cluster does not answer
+│   ├── EngineLost                    a process of the engine was lost, and the job with it
+│   ├── WorkerLacksModule             a worker cannot import the project
+│   ├── WorkerCodeDiffers             a worker has other code than the program that submits
+│   ├── WrongBeamFlag (ValueError)    a Beam flag is not known, or not for a stream to take
 │   └── WrongEngine                   another engine ran than the one that was chosen
 ├── ServerError (RuntimeError)        a broker or store that was to run on this machine
 │   ├── JavaMissing                   a broker needs Java, and there is none
@@ -383,6 +388,26 @@ class PrismMissing(EngineError):
 
 class PrismFailed(EngineError):
     """Prism's process did not start, or ended before the job did."""
+
+
+class ClusterUnreachable(EngineError):
+    """A process of the Flink cluster that a stream is to run on does not answer."""
+
+
+class EngineLost(EngineError):
+    """A process of the engine was lost, and the job with it; its state is that of a savepoint."""
+
+
+class WorkerLacksModule(EngineError):
+    """A worker cannot import the project."""
+
+
+class WorkerCodeDiffers(EngineError):
+    """A worker has other code than the program that submits the job."""
+
+
+class WrongBeamFlag(EngineError, ValueError):
+    """A Beam flag is not known, or it would break what a stream promises."""
 
 
 class WrongEngine(EngineError):

@@ -38,6 +38,7 @@ from tidemill.pipelines.config.choices import MODES
     help="Go on without what a topic has lost, exactly as the error prints it, such as "
     "payments/0@120-179; may be given more than once.",
 )
+@click.argument("beam_flags", metavar="[-- BEAM_FLAGS...]", nargs=-1, type=click.UNPROCESSED)
 @options.wait
 @options.opened
 def stream(
@@ -52,12 +53,15 @@ def stream(
     take_over: bool,
     accept_lost: tuple[str, ...],
     wait: bool,
+    beam_flags: tuple[str, ...],
 ) -> None:
     """Replay the log as a stream: publish features, answer requests with predictions.
 
     Without --resume the stream starts over from the state of the backfill, in a folder of its own.
     Readers of the online store see the earlier stream's values until the new one has caught up with
     them.
+
+    With --engine flink, flags of Beam may follow after --, such as -- --parallelism=2.
     """
     until_us = None if until is None else _instant_us(until)
     if accept_lost:
@@ -80,6 +84,7 @@ def stream(
             take_over=take_over,
             wait=wait,
             accept_lost=accept_lost,
+            beam_flags=beam_flags,
         ),
     )
 

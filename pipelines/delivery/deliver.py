@@ -54,7 +54,7 @@ class Deliver(CollectOutputs):
         outbox = _OUTBOXES.get((self._run, self._name))
         if outbox is None:
             raise EngineError(
-                "a step that writes to a topic runs in another process than the stream; use an "
+                "a step that writes to a topic runs in another process than the stream, on an "
                 "engine whose workers are threads of it"
             )
         folder = self._write.folder

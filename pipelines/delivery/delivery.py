@@ -22,9 +22,11 @@ from tidemill.features.errors import ConfigurationError, SequenceError
 from tidemill.pipelines.config.sink_section import SINKS, KafkaSink
 from tidemill.pipelines.delivery.compare import compare
 from tidemill.pipelines.delivery.deliver import Deliver, forget, share
+from tidemill.pipelines.delivery.left_outputs import LeftOutputs
 from tidemill.pipelines.delivery.outbox import Outbox
 from tidemill.pipelines.delivery.record import Delivered, DeliveryRecord
 from tidemill.pipelines.delivery.topic_sink import TopicSink
+from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.kafka.child_process.library import InChildProcess
 from tidemill.pipelines.io.write_outputs import WriteOutputs
 from tidemill.pipelines.run.holder import root_id
@@ -61,6 +63,7 @@ class Delivery:
     figures: Mapping[str, Any] = field(default_factory=dict)
     _noted: dict[int, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     _outboxes: dict[str, Outbox] = field(default_factory=dict)
+    _takers: list[LeftOutputs] = field(default_factory=list)
 
     @staticmethod
     def fence(
@@ -141,18 +144,31 @@ class Delivery:
             yield
         finally:
             forget(self.run)
+            for taker in self._takers:
+                taker.close()
             for outbox in self._outboxes.values():
                 outbox.close()
             self.opened.close()
 
-    def step(self, name: str, write: WriteOutputs) -> WriteOutputs | Deliver:
+    def step(
+        self, name: str, write: WriteOutputs, attempt: Attempt | None = None
+    ) -> WriteOutputs | Deliver:
         """Return the step that writes outputs, to their topic first if the configuration names one.
 
         Args:
             name: The section of the configuration.
             write: The step that writes them to their folder.
+            attempt: The job's attempt, if its workers are other processes: these leave the outputs
+                there, and a thread of this process takes them (`delivery.left_outputs`).
         """
-        return Deliver(self.run, name, write) if name in self.sinks else write
+        if name not in self.sinks:
+            return write
+        if attempt is None:
+            return Deliver(self.run, name, write)
+        left = attempt.outputs(name)
+        taker = LeftOutputs(left, write.folder, self._outboxes[name])
+        self._takers.append(taker)
+        return replace(write, folder=left)
 
     def check(self) -> None:
         """Raise why outputs could not be written, if they could not.
@@ -160,8 +176,19 @@ class Delivery:
         Raises:
             BrokerError, FileError: The reason.
         """
+        for taker in self._takers:
+            taker.check()
         for outbox in self._outboxes.values():
             outbox.check()
+
+    def take_left(self) -> None:
+        """Take the outputs that workers have left, none of which runs any more.
+
+        Raises:
+            BrokerError, FileError: What was handed over before could not be written.
+        """
+        for taker in self._takers:
+            taker.finish()
 
     def flush(self) -> None:
         """Wait until all outputs that were handed over are written; errors as for `check`."""
@@ -188,6 +215,8 @@ class Delivery:
             return sink.ended(segment, noted.get(name, sink.savepoints[segment - 1])).goes_on()
 
         self._change(kept)
+        for taker in self._takers:
+            taker.forget(segment)
 
     def _change(self, change: Callable[[str, Delivered], Delivered]) -> DeliveryRecord | None:
         if not self.sinks:

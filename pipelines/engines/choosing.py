@@ -15,20 +15,33 @@ engine       unbounded sources      event-time timers, windows        needs
 ``fnapi``    run; ``run`` returns   at the end of the bundle only     nothing
              when the source ends
 ``prism``    run                    as the watermark moves            a binary: ``make prism``
+``flink``    run, and stay          as the watermark moves            a cluster:
+                                                                      ``tidemill up --flink``
 ``bundle``   refused                TestStream only                   nothing
 ===========  =====================  ================================  ==========================
+
+Streams run through `pipelines.engines.stream_job`, which also knows Flink.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidemill.features.errors import PrismMissing, UnknownEngine, WrongEngine, nearest
+from tidemill.features.errors import (
+    PrismMissing,
+    UnknownEngine,
+    WrongBeamFlag,
+    WrongEngine,
+    nearest,
+)
 from tidemill.pipelines.engines.failures import original
+from tidemill.pipelines.engines.flink import FlinkPlace, read_flags
 from tidemill.pipelines.engines.prism_options import JOB_SERVER_TIMEOUT_S, NO_SDF_SPLIT
 
 if TYPE_CHECKING:
@@ -47,10 +60,11 @@ STATE_CACHE_MB = 0
 
 
 class Engine(Enum):
-    """The engines that run a pipeline on this machine. The value is what a user types."""
+    """The engines that run a pipeline. The value is what a user types."""
 
     FNAPI = "fnapi"
     PRISM = "prism"
+    FLINK = "flink"
     BUNDLE_BASED = "bundle"
 
 
@@ -58,6 +72,7 @@ class Engine(Enum):
 _RESULT_MODULES = {
     "apache_beam.runners.portability.fn_api_runner.fn_runner": Engine.FNAPI,
     "tidemill.pipelines.engines.prism": Engine.PRISM,
+    "tidemill.pipelines.engines.flink_result": Engine.FLINK,
     "apache_beam.runners.direct.direct_runner": Engine.BUNDLE_BASED,
 }
 
@@ -71,15 +86,22 @@ class EngineChoice:
         why: A sentence for the user: which engine, and why this one.
         streaming: Whether the pipeline runs as a stream.
         prism: The Prism binary; set exactly when the engine is Prism.
+        flink: The cluster; set exactly when the engine is Flink.
     """
 
     engine: Engine
     why: str
     streaming: bool
     prism: Path | None = None
+    flink: FlinkPlace | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a Prism without a binary, or a binary without Prism."""
+        """Refuse a Prism without a binary, or a binary without Prism; likewise Flink."""
+        if (self.engine is Engine.FLINK) != (self.flink is not None):
+            raise ValueError(
+                f"engine {self.engine.value!r} with flink={self.flink!r}: give the cluster with "
+                "the engine 'flink', and with no other"
+            )
         if (self.engine is Engine.PRISM) != (self.prism is not None):
             raise ValueError(
                 f"engine {self.engine.value!r} with prism={self.prism!r}: give the path of the "
@@ -88,8 +110,13 @@ class EngineChoice:
 
     @property
     def name(self) -> str:
-        """The engine as a user types it: ``fnapi``, ``prism`` or ``bundle``."""
+        """The engine as a user types it: ``fnapi``, ``prism``, ``flink`` or ``bundle``."""
         return self.engine.value
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether the stages run in processes of their own, which outlive this one."""
+        return self.engine is Engine.FLINK
 
 
 def find_prism() -> Path:
@@ -126,23 +153,32 @@ def _is_program(path: Path) -> bool:
     return path.is_file() and os.access(path, os.X_OK)
 
 
-def choose_engine(requested: str | None, streaming: bool) -> EngineChoice:
+def choose_engine(
+    requested: str | None, streaming: bool, flags: Sequence[str] = ()
+) -> EngineChoice:
     """Choose the engine for a run.
 
     By default a batch run gets FnApiRunner, and a stream gets Prism if its binary is built, else
     FnApiRunner. Both give exact results; only Prism moves watermarks during the run.
 
     Args:
-        requested: ``fnapi``, ``prism``, ``bundle``, or None for the default.
+        requested: ``fnapi``, ``prism``, ``flink``, ``bundle``, or None for the default.
         streaming: Whether the pipeline runs as a stream.
+        flags: Flags of Beam, for an engine that takes some.
 
     Returns:
         The choice, with the sentence to print.
 
     Raises:
-        UnknownEngine: ``requested`` names no engine.
+        UnknownEngine: ``requested`` names no engine, or one that only runs streams.
         PrismMissing: Prism was requested and its binary is not built.
+        WrongBeamFlag: The engine does not take a flag.
     """
+    if flags and requested != Engine.FLINK.value:
+        raise WrongBeamFlag(
+            f"only the engine 'flink' takes flags of Beam, and here are {' '.join(flags)!r}: leave "
+            "them out, or add --engine flink"
+        )
     if requested is None:
         return _default_engine(streaming)
     names = [engine.value for engine in Engine]
@@ -152,14 +188,20 @@ def choose_engine(requested: str | None, streaming: bool) -> EngineChoice:
             f"{nearest(requested, names)}"
         )
     engine = Engine(requested)
+    if engine is Engine.FLINK:
+        if not streaming:
+            raise UnknownEngine("the engine 'flink' runs streams only: choose 'fnapi'")
+        place = read_flags(flags)
+        why = f"Flink, as requested ({place.url}, parallelism {place.parallelism})"
+        return EngineChoice(engine, why, streaming, flink=place)
     prism = find_prism() if engine is Engine.PRISM else None
-    why = {
+    reasons = {
         Engine.FNAPI: "FnApiRunner, as requested",
         Engine.PRISM: f"Prism, as requested ({prism})",
         Engine.BUNDLE_BASED: "BundleBasedDirectRunner, as requested: for TestStream; it refuses "
         "unbounded sources",
     }
-    return EngineChoice(engine, why[engine], streaming, prism)
+    return EngineChoice(engine, reasons[engine], streaming, prism)
 
 
 def _default_engine(streaming: bool) -> EngineChoice:
@@ -188,7 +230,7 @@ def make_runner(choice: EngineChoice) -> PipelineRunner:
     """Make the Beam runner of a choice.
 
     Args:
-        choice: From `choose_engine`.
+        choice: From `choose_engine`; not Flink, whose runner a stream's job makes.
 
     Returns:
         A runner for ``beam.Pipeline(runner=...)``. A Prism runner starts a process for each run
@@ -248,8 +290,8 @@ def engine_of(result: PipelineResult) -> str:
         result: The result of ``Pipeline.run``.
 
     Returns:
-        ``fnapi``, ``prism`` or ``bundle``; for any other engine the module and name of the result's
-        class.
+        ``fnapi``, ``prism``, ``flink`` or ``bundle``; for any other engine the module and name
+        of the result's class.
     """
     kind = type(result)
     engine = _RESULT_MODULES.get(kind.__module__)
@@ -272,18 +314,40 @@ def run(pipeline: Pipeline, choice: EngineChoice) -> PipelineResult:
             the tree.
         RuntimeError: A step failed for another reason; the message holds its error.
     """
-    try:
+    with named_errors():
         result = pipeline.run()
         result.wait_until_finish()
+    check_engine(result, choice)
+    return result
+
+
+@contextmanager
+def named_errors() -> Iterator[None]:
+    """Raise the errors of steps, which an engine raises as its own, by name.
+
+    Raises:
+        TidemillError: A step raised this error, or an operating system error that has a class in
+            the tree.
+        RuntimeError: A step failed for another reason; the message holds its error.
+    """
+    try:
+        yield
     except Exception as error:
         known = original(error)
         if known is None or known is error:
             raise
         raise known from error
+
+
+def check_engine(result: PipelineResult, choice: EngineChoice) -> None:
+    """Check that a pipeline ran on the chosen engine.
+
+    Raises:
+        WrongEngine: It ran on another one.
+    """
     ran_on = engine_of(result)
     if ran_on != choice.name:
         raise WrongEngine(
             f"the pipeline ran on {ran_on!r}, chosen was {choice.name!r}: build it with "
             "beam.Pipeline(runner=make_runner(choice), options=...)"
         )
-    return result

@@ -1,14 +1,14 @@
 """The restriction of a source of polls: a splittable DoFn that sends polls in order.
 
-A restriction is the last poll that was sent, with the positions after it, and whether the source
-has stopped. It refuses to be split, because splits would break the order; only what is left may be
-put off.
+A restriction is the last poll that was sent, with the positions after it, whether the source has
+sent all, and whether it has stopped. It refuses to be split, because splits would break the order;
+only what is left may be put off.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import apache_beam as beam
 from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
@@ -18,8 +18,19 @@ from apache_beam.utils.timestamp import Timestamp
 
 from tidemill.pipelines.io.cuts import Cut
 
-Restriction: TypeAlias = tuple[Cut, bool]
-"""The last poll and the positions after it, and whether the source has stopped."""
+
+class Restriction(NamedTuple):
+    """Where a source is.
+
+    Attributes:
+        at: The last poll, and the positions after it.
+        stopped: Whether the source has stopped.
+        is_sent: Whether it has sent all; it may stay then, and send nothing more.
+    """
+
+    at: Cut
+    stopped: bool = False
+    is_sent: bool = False
 
 
 class _Tracker(RestrictionTracker):
@@ -27,7 +38,7 @@ class _Tracker(RestrictionTracker):
 
     def __init__(self, restriction: Restriction) -> None:
         self._at = restriction
-        self._stopped = restriction[1]
+        self._stopped = restriction.stopped
 
     def current_restriction(self) -> Restriction:
         return self._at
@@ -36,18 +47,18 @@ class _Tracker(RestrictionTracker):
         if self._stopped:
             return False
         self._at = position
-        self._stopped = position[1]
+        self._stopped = position.stopped
         return True
 
     def try_split(self, fraction_of_remainder: float) -> tuple[Any, Any] | None:
         if fraction_of_remainder > 0 or self._stopped:
             return None
         self._stopped = True
-        return (self._at[0], True), self._at
+        return self._at._replace(stopped=True), self._at
 
     def check_done(self) -> None:
         if not self._stopped:
-            raise ValueError(f"the source stopped at {self._at[0]} without claiming its end")
+            raise ValueError(f"the source stopped at {self._at.at} without claiming its end")
 
     def current_progress(self) -> RestrictionProgress:
         return RestrictionProgress(completed=0.0, remaining=1.0)
@@ -65,8 +76,8 @@ class RestrictionCoder(beam.coders.Coder):
 
     def decode(self, encoded: bytes) -> Restriction:
         """Decode a restriction."""
-        (number, positions), stopped = json.loads(encoded)
-        return Cut(number, tuple(positions)), stopped
+        (number, positions), stopped, is_sent = json.loads(encoded)
+        return Restriction(Cut(number, tuple(positions)), stopped, is_sent)
 
     def is_deterministic(self) -> bool:
         """Return True: equal restrictions have equal bytes."""

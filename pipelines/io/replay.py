@@ -39,13 +39,21 @@ from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.errors import StateMismatch
 from tidemill.features.kernel import hashing
+from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.cuts import Cut, Positions
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart, empty_parts
-from tidemill.pipelines.io.poll_restriction import PROVIDER, WATERMARKS, RestrictionCoder
+from tidemill.pipelines.io.poll_restriction import (
+    PROVIDER,
+    WATERMARKS,
+    Restriction,
+    RestrictionCoder,
+)
 
 _SLICE_SECONDS: Final = 0.1
 _WAIT_US: Final = 10_000
+STAY_SECONDS: Final = 0.25
+"""How long a source that has sent all, and stays, takes for each call."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class ReplayOptions:
             eager mode takes them; else the events.
         cuts: Further places where a poll ends: those that an earlier run has recorded. Cuts outside
             the replay are ignored.
+        attempt: The job's attempt, if the source is to stay when it has sent all; else it stops.
     """
 
     root: Path
@@ -77,6 +86,7 @@ class ReplayOptions:
     polls: int = 0
     requests_first: bool = False
     cuts: tuple[Cut, ...] = ()
+    attempt: Attempt | None = None
 
 
 class ReplayLog:
@@ -251,6 +261,8 @@ class _Read(beam.DoFn):
 
     def setup(self) -> None:
         self._log = ReplayLog(self._project, self._options)
+        attempt = self._options.attempt
+        self._watch = None if attempt is None else attempt.watch()
 
     @beam.DoFn.unbounded_per_element()
     def process(
@@ -259,32 +271,44 @@ class _Read(beam.DoFn):
         tracker: Any = beam.DoFn.RestrictionParam(PROVIDER),
         watermark: Any = beam.DoFn.WatermarkEstimatorParam(WATERMARKS),
     ) -> Iterator[TimestampedValue]:
-        at, _ = tracker.current_restriction()
+        at, _, is_sent = tracker.current_restriction()
+        if self._watch is not None:
+            self._watch.check()
+            if is_sent:
+                time.sleep(STAY_SECONDS)
+                tracker.defer_remainder()
+                return
         end = time.monotonic() + _SLICE_SECONDS
+        has_sent = False
         while True:
             due = self._log.due_us(time.time() - self._began)
             now_us = time.time_ns() // 1_000
             found = self._log.next_poll(at, due, now_us)
             if found is not None:
+                has_sent = True
                 poll, at = found
-                if not tracker.try_claim((at, False)):
+                if not tracker.try_claim(Restriction(at)):
                     return
                 stamp = Timestamp(micros=min(part.watermark_us for part in poll.parts))
                 yield TimestampedValue(poll, stamp)
                 watermark.set_watermark(stamp)
             elif at.positions == self._log.stop:
-                if tracker.try_claim((at, True)):
+                if tracker.try_claim(Restriction(at, self._watch is None, is_sent=True)):
                     last = self._log.last_poll(at, now_us)
                     stamp = Timestamp(micros=last.parts[0].watermark_us)
                     if last.is_last:
                         stamp = watermark.current_watermark() or MIN_TIMESTAMP
                     yield TimestampedValue(last, stamp)
                     watermark.set_watermark(stamp)
+                    if self._watch is not None:
+                        tracker.defer_remainder()
                 return
             else:
                 break
             if time.monotonic() >= end:
                 break
+        if self._watch is not None and not has_sent:
+            time.sleep(_WAIT_US / 1e6)  # Flink takes a wait of less than a second for none
         tracker.defer_remainder(Duration(micros=0 if self._options.speed is None else _WAIT_US))
 
 
@@ -305,7 +329,7 @@ class Replay(beam.PTransform):
 
     def expand(self, begin: Any) -> beam.PCollection:
         """Wire the source."""
-        start = ReplayLog(self.project, self.options).start, False
+        start = Restriction(ReplayLog(self.project, self.options).start)
         return (
             begin
             | beam.Create([RestrictionCoder().encode(start)])

@@ -29,8 +29,8 @@ _LIMIT_S: Final = 900.0
 _ANSWER_S: Final = 60
 _AT_ONCE: Final = 4
 _REMEDY: Final = (
-    "check the network, or name a mirror in the Maven settings (~/.m2/settings.xml), and fetch "
-    "them again with `python -m tidemill.pipelines.servers.jars`"
+    "check the network, or name a mirror in the Maven settings (~/.m2/settings.xml), and run the "
+    "same command again"
 )
 
 
@@ -52,7 +52,7 @@ def fetch(jars: Sequence[Jar], folder: Path) -> None:
         _LOG.warning("%s; trying jgo instead", problem)
     also = fetch_with_jgo(jars, folder)
     if also is not None:
-        raise JarsMissing(f"Kafka's jars cannot be fetched: {problem}; {also}; {_REMEDY}")
+        raise JarsMissing(f"the jars cannot be fetched: {problem}; {also}; {_REMEDY}")
 
 
 def fetch_with_maven(maven: str, jars: Sequence[Jar], folder: Path) -> str | None:
@@ -62,7 +62,7 @@ def fetch_with_maven(maven: str, jars: Sequence[Jar], folder: Path) -> str | Non
         What went wrong; None if all are there.
     """
     project = folder / "pom.xml"
-    project.write_text(_project(jars), encoding="utf-8")
+    project.write_text(project_of(jars), encoding="utf-8")
     command = [maven, "--batch-mode", "--quiet", "--file", str(project)]
     command += ["dependency:copy-dependencies", "-DexcludeTransitive=true"]
     try:
@@ -85,7 +85,7 @@ def fetch_with_maven(maven: str, jars: Sequence[Jar], folder: Path) -> str | Non
     return None
 
 
-def _project(jars: Sequence[Jar]) -> str:
+def project_of(jars: Sequence[Jar]) -> str:
     """Return a Maven project that depends on jars."""
     dependencies = "".join(
         f"<dependency><groupId>{escape(jar.group)}</groupId>"

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Final
 
 from tidemill.features.errors import DamagedState, ForeignServer, ServerNotStarted
-from tidemill.pipelines.servers.jars import kafka_jars
+from tidemill.pipelines.servers.jars import fetched_jars
 from tidemill.pipelines.servers.java import find_java
 from tidemill.pipelines.servers.kafka_probe import cluster_at
 from tidemill.pipelines.servers.kafka_settings import (
@@ -41,6 +41,7 @@ from tidemill.pipelines.servers.kafka_settings import (
     broker_settings,
     properties,
 )
+from tidemill.pipelines.servers.locked_jars import KAFKA
 from tidemill.pipelines.servers.ports import ReservedPort, listener, require_free
 from tidemill.pipelines.servers.processes import Guard, RunningProcess, last_words, start
 from tidemill.serving.files.atomic_write import atomic_write
@@ -168,7 +169,7 @@ class KafkaBroker:
         began = time.monotonic()
         for port in self.ports.values():
             require_free(HOST, port, "Kafka")
-        classes = os.pathsep.join(str(jar) for jar in kafka_jars())
+        classes = os.pathsep.join(str(jar) for jar in fetched_jars(KAFKA))
         java = find_java()
         with named_for(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What `tidemill up` starts and `tidemill down` ends: a Kafka broker and a Redis of one folder.
+"""What `tidemill up` starts and `tidemill down` ends: Kafka, Redis and Flink, of one folder.
 
 Promises:
 
@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Final
 
 from tidemill.features.errors import ConfigurationError, ServerNotStarted
+from tidemill.pipelines.servers.flink_cluster import SERVERS, ClusterServer
+from tidemill.pipelines.servers.flink_settings import FlinkPorts
 from tidemill.pipelines.servers.kafka_broker import STOP_S, KafkaBroker
 from tidemill.pipelines.servers.kafka_settings import HOST
 from tidemill.pipelines.servers.processes import RunningProcess
@@ -36,9 +38,12 @@ from tidemill.serving.files.records import RecordFormat, read_record, write_reco
 KAFKA: Final = "Kafka"
 REDIS: Final = "Redis"
 
+FLINK: Final = "flink"
+"""The folder of the Flink cluster, all of whose processes share it."""
+
 _RECORD: Final = "servers.json"
 _LOCK: Final = "servers.lock"
-_OURS: Final = (_RECORD, _LOCK, ".gitignore", "kafka", "redis")
+_OURS: Final = (_RECORD, _LOCK, ".gitignore", "kafka", "redis", FLINK)
 """What stands in the folder; unfinished files have these names and more behind them."""
 
 _FORMAT: Final = RecordFormat(
@@ -54,7 +59,7 @@ class LocalServer:
     """A server of the folder.
 
     Attributes:
-        name: `KAFKA` or `REDIS`.
+        name: `KAFKA`, `REDIS`, or the name of one of `flink_cluster.SERVERS`.
         port: Its port on 127.0.0.1.
         pid: The number of its process.
         started: When the process started, as the system shows it.
@@ -139,7 +144,31 @@ class LocalServers:
         """
         return self._start(REDIS, port, RedisServer(self.folder / "redis", port, program))
 
-    def _start(self, name: str, port: int, server: KafkaBroker | RedisServer) -> LocalServer:
+    def start_flink(self, ports: FlinkPorts) -> Iterator[LocalServer]:
+        """Start the processes of a Flink cluster, one after the other, unless they run.
+
+        Args:
+            ports: Their ports.
+
+        Yields:
+            Each process, when it answers.
+
+        Raises:
+            ForeignServer: Another program listens on one of the ports.
+            ServerNotStarted: One did not start, or runs on another port.
+            JavaMissing: There is no Java.
+            JarsMissing: The jars are not here, and could not be fetched.
+            WrongJar: One of the jars is not the locked one.
+            DamagedState: The record is damaged.
+            FileError: The folder cannot be written.
+        """
+        for kind in SERVERS:
+            server = kind(self.folder / FLINK, ports)
+            yield self._start(server.name, server.port, server)
+
+    def _start(
+        self, name: str, port: int, server: KafkaBroker | RedisServer | ClusterServer
+    ) -> LocalServer:
         with self._alone(f"start or stop the servers of {self.folder}"):
             known = self._recorded().get(name)
             if known is not None and known.process.is_alive():

@@ -1,13 +1,10 @@
-"""The jars that run Kafka's broker, as `kafka_jars.lock` names them; `locks/jars.py` writes it."""
+"""The jars that run servers, as locks name them; `locks/jars.py` writes the locks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-LOCK: Final = Path(__file__).resolve().with_name("kafka_jars.lock")
-"""One jar a line: its coordinates, two spaces, ``sha256:`` and 64 hexadecimal digits."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +32,33 @@ class Jar:
         return f"{self.group}:{self.artifact}:{self.version}"
 
 
-def locked_jars() -> tuple[Jar, ...]:
-    """Return the jars of the lock, in its order."""
-    jars = []
-    for line in LOCK.read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            coordinates, _, digest = line.partition("  sha256:")
-            group, artifact, version = coordinates.split(":")
-            jars.append(Jar(group, artifact, version, digest))
-    return tuple(jars)
+@dataclass(frozen=True)
+class JarLock:
+    """The lock of a server's jars.
+
+    Attributes:
+        server: The server's name, as messages have it.
+        path: The file, with one jar a line: its coordinates, two spaces, ``sha256:`` and 64
+            hexadecimal digits.
+    """
+
+    server: str
+    path: Path
+
+    def jars(self) -> tuple[Jar, ...]:
+        """Return the jars of the lock, in its order."""
+        jars = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            if line and not line.startswith("#"):
+                coordinates, _, digest = line.partition("  sha256:")
+                group, artifact, version = coordinates.split(":")
+                jars.append(Jar(group, artifact, version, digest))
+        return tuple(jars)
+
+
+_HERE: Final = Path(__file__).resolve()
+KAFKA: Final = JarLock("Kafka", _HERE.with_name("kafka_jars.lock"))
+"""A broker, and what writes its log messages to standard error."""
+FLINK: Final = JarLock("Flink", _HERE.with_name("flink_jars.lock"))
+"""A session cluster of Flink, and Beam's job server for it."""
+LOCKS: Final = (KAFKA, FLINK)

@@ -59,7 +59,7 @@ def central(settings: ElementTree.Element) -> str | None:
         name, url = _text(mirror, "id"), _text(mirror, "url").rstrip("/")
         if not url or _text(mirror, "blocked") == "true":
             raise JarsMissing(
-                f"the mirror {name!r} in ~/.m2/settings.xml is blocked or has no url, and Kafka's "
+                f"the mirror {name!r} in ~/.m2/settings.xml is blocked or has no url, and the "
                 "jars are to come from it: correct it"
             )
         return _with_user(url, name, settings)

@@ -45,6 +45,7 @@ from tidemill.pipelines.ingest.lost_messages import (
 )
 from tidemill.pipelines.ingest.mended_live import MendedFiles
 from tidemill.pipelines.ingest.topics import ask_extents, open_topics
+from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.live.follow import (
     REJECTED,
     Follow,
@@ -118,6 +119,7 @@ class LiveInput:
 
     def __post_init__(self) -> None:
         current, project = self.start.current, self.config.project
+        self._has_stopped = threading.Event()
         self._figures, self._taken = LiveFigures(), PollsTaken(figures_place())
         self._committed: CommittedOffsets | None = None
         self._build = current.build_folder
@@ -197,6 +199,11 @@ class LiveInput:
         return self.start.segment + self._ended
 
     @property
+    def has_stopped(self) -> bool:
+        """Whether it has stopped reading, so that the last segment is known."""
+        return self._has_stopped.is_set()
+
+    @property
     def stop_us(self) -> int:
         """A live stream has no end."""
         return TIME_MAX
@@ -247,12 +254,19 @@ class LiveInput:
             "rejected_again": {name: n for name, n in found.rejected_again.items() if n},
         }
 
-    def read(self, pipeline: beam.Pipeline) -> tuple[Any, tuple[Any, ...]]:
-        """Wire the source; return the polls, and collections of rejected records."""
-        out = pipeline | self._follow()
+    def read(
+        self, pipeline: beam.Pipeline, attempt: Attempt | None = None
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """Wire the source; return the polls, and collections of rejected records.
+
+        Args:
+            pipeline: The pipeline.
+            attempt: The job's attempt, if the source is to stay when it has sent all.
+        """
+        out = pipeline | self._follow(attempt)
         return out["polls"], (out[REJECTED],)
 
-    def _follow(self) -> Follow:
+    def _follow(self, attempt: Attempt | None) -> Follow:
         return Follow(
             FollowOptions(
                 project=self.config.project,
@@ -265,6 +279,7 @@ class LiveInput:
                 partitions=tuple((one.name, number) for one, number in self.begins.sources),
                 stop=self._stop,
                 taken=self._taken,
+                attempt=attempt,
             )
         )
 
@@ -357,6 +372,7 @@ class LiveInput:
                 finally:
                     self._ended = max(reader.epoch - self._epoch, 0)
                     self._stop_after(reader, ended)
+                    self._has_stopped.set()
 
             thread = threading.Thread(target=read, name="live-reader", daemon=True)
             thread.start()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 
 from tidemill.features.definitions import Project
+from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.cuts import Cut, FileCutLog
 from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
 from tidemill.pipelines.recovery.resume import Reached, by_source
@@ -71,9 +72,26 @@ class ReplayInput:
         """How many requests come."""
         return self.begins.rows_of(self.project.request.name)
 
-    def read(self, pipeline: beam.Pipeline) -> tuple[Any, tuple[Any, ...]]:
-        """Wire the source; return the polls, and collections of rejected records."""
-        return pipeline | Replay(self.project, self.options), ()
+    @property
+    def has_stopped(self) -> bool:
+        """Whether it is known which segment is the last one."""
+        return True
+
+    @property
+    def last_poll(self) -> int:
+        """The number of the last poll."""
+        return self.begins.last_poll_number + self.ends
+
+    def read(
+        self, pipeline: beam.Pipeline, attempt: Attempt | None = None
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """Wire the source; return the polls, and collections of rejected records.
+
+        Args:
+            pipeline: The pipeline.
+            attempt: The job's attempt, if the source is to stay when it has sent all.
+        """
+        return pipeline | Replay(self.project, replace(self.options, attempt=attempt)), ()
 
     @contextmanager
     def reading(self, marks: object) -> Iterator[None]:

@@ -19,7 +19,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,19 +28,21 @@ import apache_beam as beam
 import pyarrow as pa
 
 from tidemill.features.definitions import Project
-from tidemill.features.errors import InputError, SequenceError
+from tidemill.features.errors import EngineLost, InputError, SequenceError
 from tidemill.features.kernel.compilation import compile_kernel
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.config.sink_section import PREDICTIONS, REJECTED
 from tidemill.pipelines.delivery.delivery import Delivery
-from tidemill.pipelines.engines.choosing import EngineChoice, make_runner
-from tidemill.pipelines.engines.choosing import run as run_pipeline
-from tidemill.pipelines.engines.options import pipeline_options, stream_engine
+from tidemill.pipelines.engines.choosing import EngineChoice
+from tidemill.pipelines.engines.flink_jobs import end_jobs
+from tidemill.pipelines.engines.options import stream_engine
+from tidemill.pipelines.engines.stream_job import stream_job
 from tidemill.pipelines.forget.blank_requests import BlankRequests
 from tidemill.pipelines.forget.record import check_goes_on
 from tidemill.pipelines.history.live_retention import remove_old_rows
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.ingest.validate import Validate
+from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.epochs import with_epoch
 from tidemill.pipelines.io.event_counts import EventCounts
 from tidemill.pipelines.io.replay import ReplayOptions
@@ -90,11 +92,14 @@ from tidemill.pipelines.stream_run.live_input import LiveInput
 from tidemill.pipelines.stream_run.outcome import count_outcome
 from tidemill.pipelines.stream_run.rare_collections import rare_collections
 from tidemill.pipelines.stream_run.replay_input import ReplayInput, recorded_cuts
+from tidemill.pipelines.stream_run.restarts import Restarts
 from tidemill.pipelines.stream_run.segment_tail import check_end
 from tidemill.pipelines.stream_run.short_turns import short_turns
+from tidemill.pipelines.stream_run.whole import WholeAtEnd, whole_at_savepoint
 from tidemill.pipelines.telemetry.metrics import EARLY, REPEATS
 from tidemill.pipelines.telemetry.rejected_figures import CountRejected
 from tidemill.pipelines.telemetry.running import (
+    counted_so_far,
     figures_place,
     predictions_so_far,
     seen_from_outside,
@@ -122,6 +127,7 @@ def stream(
     take_over: bool = False,
     wait: bool = False,
     accept_lost: Sequence[str] = (),
+    beam_flags: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Replay the rows received between the evaluation's end and the stream's, or a part of them.
 
@@ -130,7 +136,7 @@ def stream(
             project with a model.
         progress: Shows progress.
         speed: How many times faster than real time; None for the configured speed.
-        engine: ``fnapi`` or ``prism``; None for the configured one.
+        engine: ``fnapi``, ``prism`` or ``flink``; None for the configured one.
         mode: ``exact`` or ``eager``; None for the configured one or, with ``resume``, the stream's.
         until_us: Stop at a savepoint before the rows received at or after this instant; None to run
             to the stream's end.
@@ -139,6 +145,7 @@ def stream(
         wait: Wait for another stream of the generation; else it is an error.
         accept_lost: What topics have lost, and the stream goes on without
             (`pipelines.ingest.lost_messages`).
+        beam_flags: Flags of Beam, for an engine that takes some.
 
     Returns:
         Counts since the stream began, figures, and the engine with the reason for it.
@@ -153,18 +160,31 @@ def stream(
         SequenceError: The numbers of requests and predictions do not match.
         Locked: Another process runs a stream of the generation.
         BrokerError: A topic cannot be read, or not be written to.
+        WrongBeamFlag: The engine does not take a flag.
+        ClusterUnreachable: The engine is Flink, and its cluster does not answer.
+        EngineLost: The engine has lost the job again and again, before another savepoint.
     """
     if speed is not None and config.is_live:
         raise InputError("a stream from topics has no speed: it reads what comes; omit --speed")
-    name = stream_engine(config.stream.engine, engine).name
+    choice = stream_engine(config.stream.engine, engine, beam_flags)
+    restarts = Restarts(progress.say)
     with (
         _alone(config, wait=wait) as pinned,
-        seen_from_outside(pinned, pinned.current, name),
+        seen_from_outside(pinned, pinned.current, choice.name),
+        draining(progress.say) if config.is_live else nullcontext() as stop,
     ):
-        return _stream(
-            pinned, progress, speed, engine, mode, until_us, accept_lost, resume=resume,
-            take_over=take_over,
-        )  # fmt: skip
+        # A program that was killed may have left a job behind, which still writes.
+        end_jobs(pinned.current.engine_jobs)
+        while True:
+            try:
+                return _stream(
+                    pinned, progress, speed, choice, mode, until_us, accept_lost, stop, restarts,
+                    resume=resume, take_over=take_over,
+                )  # fmt: skip
+            except EngineLost as lost:
+                restarts.note(lost)
+                # The states of the savepoint, as after a kill. What was lost is accepted by now.
+                pinned, resume, accept_lost = pinned.pin(), True, ()
 
 
 @contextmanager
@@ -183,10 +203,12 @@ def _stream(
     config: Configuration,
     progress: Progress,
     speed: float | None,
-    engine: str | None,
+    choice: EngineChoice,
     mode: str | None,
     until_us: int | None,
     accept_lost: Sequence[str],
+    stop: threading.Event | None,
+    restarts: Restarts,
     *,
     resume: bool,
     take_over: bool,
@@ -194,10 +216,12 @@ def _stream(
     if accept_lost and not config.is_live:
         raise InputError("nothing can be lost: no source has a topic; leave out --accept-lost")
     project, root = config.project, config.root
+    restarts.check_engine(choice)
     remove_old_rows(config, config.current, progress)
     if resume:
         check_goes_on(config.current, project)
     start = (next_start if resume else first_start)(config, mode)
+    restarts.begin(start.segment)
     if until_us is not None:
         check_savepoint(start, until_us, config.splits.stream_until_us)
     in_its_mode = replace(config.stream, mode=start.run.mode)
@@ -209,23 +233,21 @@ def _stream(
             f"project {project.name!r} has no model: its features are streamed, and its answers "
             "have no score"
         )
-    choice = stream_engine(config.stream.engine, engine)
     if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
     compile_kernel(progress)
     began, run = time.perf_counter(), run_id(root, start.segment)
-    with draining(progress.say) if config.is_live else nullcontext() as stop:
-        # It is refused while the stream of the generation before runs, which may then run on.
-        entrance = _entrance(config, start, speed, until_us, stop, progress.say, accept_lost)
-        # Before anything is asked of a topic: what a process before this one had open is aborted,
-        # and it writes no more.
-        delivery = Delivery.fence(config.sinks, start.current, start.segment, run)
-        if isinstance(entrance, LiveInput):
-            entrance.find_lost()  # before a new stream has begun; `reading` looks again
-            delivery.check_not_read(entrance.topic_ids)
-        check_positions(start, entrance.begins)
-        start, fills = prepare(config, start, progress, take_over=take_over)
-        again = _run(config, progress, start, fills, run, entrance, bundle, choice, delivery)
+    # It is refused while the stream of the generation before runs, which may then run on.
+    entrance = _entrance(config, start, speed, until_us, stop, progress.say, accept_lost)
+    # Before anything is asked of a topic: what a process before this one had open is aborted, and
+    # it writes no more.
+    delivery = Delivery.fence(config.sinks, start.current, start.segment, run)
+    if isinstance(entrance, LiveInput):
+        entrance.find_lost()  # before a new stream has begun; `reading` looks again
+        delivery.check_not_read(entrance.topic_ids)
+    check_positions(start, entrance.begins)
+    start, fills = prepare(config, start, progress, take_over=take_over)
+    again = _run(config, progress, start, fills, run, entrance, bundle, choice, delivery)
     replayed = entrance.taken()
     seconds = time.perf_counter() - began
     by_source = received(start.run, replayed)
@@ -243,6 +265,7 @@ def _stream(
         "speed": entrance.speed,
         "bundle": None if bundle is None else bundle.name,
         "segment": entrance.last_segment,
+        "restarts": restarts.count,
         "requests": requests,
         "waiting": 0 if entrance.ends else joiners_at(config, folder).requests_pending,
         "events": sum(by_source.values()),
@@ -311,15 +334,16 @@ def _run(
         short_turns(),
         kept_memory(),
         rare_collections(),
-        nullcontext() if entrance.stop is None else keeper.keeping(entrance.stop.set),
+        _kept(keeper, entrance, choice),
         entrance.reading(keeper),
     ):
         stage.note(choice.why)
-        pipeline = beam.Pipeline(
-            runner=make_runner(choice), options=pipeline_options(project.name, choice, "stream")
-        )
-        wire(pipeline, config, entrance, featurize, bundle, start, delivery)
-        result = run_pipeline(pipeline, choice)
+        shown = config.project_name, project.hash
+        with stream_job(choice, project.name, *shown, start.current.engine_jobs) as job:
+            pipeline = job.pipeline()
+            wire(pipeline, config, entrance, featurize, bundle, start, delivery, job.attempt)
+            result = job.run(pipeline, _whole(keeper, entrance, featurize))
+            delivery.take_left()
         delivery.flush()
         if entrance.ends:
             came = entrance.taken().rows_of(project.request.name)
@@ -332,7 +356,37 @@ def _run(
         replace(start.run, ended=True, until_us=entrance.stop_us).write(stream_folder)
     offline_caught_up(config, start)
     counted = {"repeats": REPEATS, "early": EARLY}
+    if choice.has_workers:  # the metrics of a job that was cancelled are not to be had
+        return {name: counted_so_far(metric) for name, metric in counted.items()}
     return {name: counted_by_beam(result, metric) for name, metric in counted.items()}
+
+
+def _kept(
+    keeper: Keeper, entrance: ReplayInput | LiveInput, choice: EngineChoice
+) -> AbstractContextManager[None]:
+    """Return the block in which savepoints are kept beside the job, where somebody waits for them.
+
+    A replay waits for one only if its job does not end by itself.
+    """
+    if entrance.stop is not None:
+        return keeper.keeping(entrance.stop.set)
+    if choice.has_workers and not entrance.ends:
+        return keeper.keeping(lambda: None)
+    return nullcontext()
+
+
+def _whole(
+    keeper: Keeper, entrance: ReplayInput | LiveInput, featurize: FeaturizeOptions
+) -> Callable[[], bool]:
+    """Return what tells whether all outputs of a run are written."""
+    delivery, project = keeper.delivery, keeper.config.project
+    if isinstance(entrance, LiveInput) or not entrance.ends:
+        return whole_at_savepoint(keeper, entrance, delivery)
+    stream, shards = keeper.start.current.stream_folder, len(project.views) * featurize.shards
+    came = entrance.taken().rows_of(project.request.name)
+    releases = shards * (entrance.last_poll - keeper.kept.polls)
+    requests = keeper.waiting + came
+    return WholeAtEnd(stream, project, entrance.segment, requests, releases, delivery)
 
 
 def _counted(counts: Mapping[str, EventCounts]) -> dict[str, Any]:
@@ -397,10 +451,11 @@ def wire(
     bundle: Path | None,
     start: Start,
     delivery: Delivery,
+    attempt: Attempt | None = None,
 ) -> None:
     """Wire source, sharding, features, publications, inference and sinks."""
     project, root, segment = config.project, start.current.stream_folder, start.segment
-    polls, refused = entrance.read(pipeline)
+    polls, refused = entrance.read(pipeline, attempt)
     valid = polls | "Validate" >> beam.ParDo(Validate(project)).with_outputs(INVALID, main="polls")
     sharded = valid["polls"] | "Shard" >> beam.ParDo(
         Shard(project, config.shards, featurize.joiners)
@@ -408,7 +463,7 @@ def wire(
     out = sharded | Featurize(project, featurize)
     answered = out[ANSWERS] | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.figures))
     write = WriteOutputs(root / paths.PREDICTIONS, ("partition", "position"), segment)
-    delivered = answered | "Predictions" >> beam.ParDo(delivery.step(PREDICTIONS, write))
+    delivered = answered | "Predictions" >> beam.ParDo(delivery.step(PREDICTIONS, write, attempt))
     # The workers of Beam end a bundle's steps in the order of how many steps follow each. So one
     # more lets predictions go out before publications are logged, and not after.
     _ = delivered | "Delivered" >> beam.ParDo(_Nothing())
@@ -430,7 +485,7 @@ def wire(
         _ = (
             refusals
             | f"CountRejected{part}" >> beam.ParDo(CountRejected(featurize.figures))
-            | f"WriteRejected{part}" >> beam.ParDo(delivery.step(REJECTED, write))
+            | f"WriteRejected{part}" >> beam.ParDo(delivery.step(REJECTED, write, attempt))
         )
 
 

@@ -30,8 +30,6 @@ from tidemill.pipelines.telemetry.stream_record import StreamRecord, figures_fil
 from tidemill.pipelines.telemetry.tracing import tracing
 from tidemill.serving.generations.current import Current
 
-_PREDICTIONS: Final = metrics.PREDICTIONS.name
-
 _log: Final = logging.getLogger(__name__)
 
 
@@ -115,10 +113,21 @@ def predictions_so_far() -> int:
 
     What another process has made is known after a second.
     """
+    return counted_so_far(metrics.PREDICTIONS)
+
+
+def counted_so_far(metric: metrics.Metric) -> int:
+    """Return what the processes of the stream that runs in this one have added to a counter.
+
+    What another process has added is known after a second.
+
+    Args:
+        metric: The counter.
+    """
     if (now := running()) is None:
         return 0
     counted = joined(now.snapshots()).counters
-    return int(sum(count for (name, _), count in counted.items() if name == _PREDICTIONS))
+    return int(sum(count for (name, _), count in counted.items() if name == metric.name))
 
 
 def segment_begins(stream: int, segment: int, mode: str) -> None:

@@ -68,6 +68,11 @@ class Current:
         return self.folder / f"offline-{self.offline:06d}"
 
     @property
+    def engine_jobs(self) -> Path:
+        """Folder of jobs whose workers are other processes, while they run."""
+        return self.folder / "jobs"
+
+    @property
     def stream_lock(self) -> Path:
         """The file that the generation's running stream locks (`serving.files.locks`)."""
         return self.folder / "stream.lock"

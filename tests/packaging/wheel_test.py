@@ -103,6 +103,7 @@ def test_wheel_holds_every_file_of_the_rooms_and_no_other_top_level_name(wheel: 
     assert {
         "tidemill/py.typed",
         "tidemill/examples/flights/tidemill.yaml",
+        "tidemill/pipelines/servers/flink_jars.lock",
         "tidemill/pipelines/servers/kafka_jars.lock",
         "tidemill/pipelines/telemetry/grafana/dashboard.json",
         "tidemill/pipelines/telemetry/prometheus/alerts.yaml",

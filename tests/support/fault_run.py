@@ -24,6 +24,7 @@ from typing import Any, Final
 from kafka import KafkaProducer
 
 from tests.support.folders import stream_of
+from tests.support.flink_cluster import WORKER, TestCluster, workers_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject, Program
 from tests.support.redis_server import RedisServer
@@ -109,12 +110,18 @@ class FaultRun:
         folder: Where everything is.
         say: Is told of each fault.
         rate: How many messages a second the producer sends, a third of them requests.
+        cluster: The Flink cluster on which the stream runs; None for FnApiRunner.
     """
 
     def __init__(
-        self, folder: Path, say: Callable[[str], None] = print, rate: float = RATE
+        self,
+        folder: Path,
+        say: Callable[[str], None] = print,
+        rate: float = RATE,
+        cluster: TestCluster | None = None,
     ) -> None:
         self._folder, self._say, self._rate = folder, say, rate
+        self._cluster = cluster
         self._ended: list[str] = []
         self._noticed: list[float] = []
         self._stream: Program | None = None
@@ -132,6 +139,8 @@ class FaultRun:
             self.broker.start()
             self.redis.start()
             self.project = _project(self._folder / "project", self.broker, self.redis)
+            if self._cluster is not None:
+                self.project.flags = self._cluster.flags
             self.project.run("backfill")
             self.producer = _Producer(self.project, self._rate)
             ended.callback(self.producer.stop)
@@ -146,9 +155,8 @@ class FaultRun:
         time.sleep(fault.after_s)
         self._look_after_stream()
         began = time.monotonic()
-        {STREAM: self._hurt_stream, BROKER: self._hurt_broker, REDIS: self._hurt_redis}[
-            fault.victim
-        ](fault)
+        hurt = {STREAM: self._hurt_stream, BROKER: self._hurt_broker, REDIS: self._hurt_redis}
+        hurt.get(fault.victim, self._hurt_cluster)(fault)
         back = time.monotonic()
         self._wait_for_answers(5)
         self._say(
@@ -221,6 +229,26 @@ class FaultRun:
             self.redis.kill()
             time.sleep(fault.seconds)
             self.redis.start()
+
+    def _hurt_cluster(self, fault: Fault) -> None:
+        cluster = self._cluster
+        assert cluster is not None
+        if fault.victim == WORKER:
+            victims = workers_of(self.project.folder / "run")
+            assert victims, "no worker runs"
+        else:
+            victims = [cluster.running[fault.victim].process]
+        if fault.how == PAUSE:
+            for victim in victims:
+                victim.send(signal.SIGSTOP)
+            time.sleep(fault.seconds)
+            for victim in victims:
+                victim.send(signal.SIGCONT)
+            return
+        for victim in victims:
+            victim.send(signal.SIGKILL)
+        time.sleep(fault.seconds)
+        cluster.start()
 
     def _time_to_notice(self) -> float:
         """Send a message through the broker that is back; return how long it is unread."""

@@ -119,6 +119,7 @@ class LiveProject:
         client: The client library that reads and writes topics.
         alone: Whether streams and proofs are processes of nothing but their own, which import all
             anew: benchmarks measure these.
+        flags: The last arguments of a stream.
     """
 
     folder: Path
@@ -135,6 +136,7 @@ class LiveProject:
     ago: float = 2
     client: str = "kafka-python"
     alone: bool = False
+    flags: Sequence[str] = ()
     sent: dict[str, int] = field(default_factory=lambda: {"payments": 0, "checks": 0})
 
     def __post_init__(self) -> None:
@@ -274,7 +276,7 @@ class LiveProject:
 
     def start_stream(self, *arguments: str) -> Program:
         """Start `tidemill stream`; whoever calls this ends it."""
-        return self._start("stream.log", "stream", *arguments)
+        return self._start("stream.log", "stream", *arguments, *self.flags)
 
     def _start(self, log: str, *arguments: str) -> Program:
         if not self.alone:

@@ -26,6 +26,7 @@ import tidemill.pipelines.io.coders  # noqa: F401 - Beam takes them from its reg
 from tidemill.features.contract import TIME_MAX, TIME_MIN
 from tidemill.features.definitions import Project
 from tidemill.features.errors import TidemillError
+from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.cuts import Cut
 from tidemill.pipelines.io.epochs import with_epoch
 from tidemill.pipelines.io.live.live_log import LiveLog
@@ -33,7 +34,13 @@ from tidemill.pipelines.io.live.live_polls import LivePolls
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
-from tidemill.pipelines.io.poll_restriction import PROVIDER, WATERMARKS, RestrictionCoder
+from tidemill.pipelines.io.poll_restriction import (
+    PROVIDER,
+    WATERMARKS,
+    Restriction,
+    RestrictionCoder,
+)
+from tidemill.pipelines.io.replay import STAY_SECONDS
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
 
 REJECTED: Final = "rejected"
@@ -80,6 +87,7 @@ class FollowOptions:
         stop: The file that `stop_after` writes.
         taken: Returns how far the operators are in this process, by the stream's number; None
             sends whatever there is.
+        attempt: The job's attempt, if the source is to stay when it has sent all; else it stops.
     """
 
     project: Project
@@ -92,6 +100,7 @@ class FollowOptions:
     partitions: tuple[tuple[str, int], ...]
     stop: Path
     taken: Callable[[], int] | None = None
+    attempt: Attempt | None = None
 
 
 class _Follow(beam.DoFn):
@@ -108,6 +117,7 @@ class _Follow(beam.DoFn):
         self._sealed: LivePolls | None = None
         self._following: Iterator[LoggedPoll | None] | None = None
         self._at = -1
+        self._watch = None if options.attempt is None else options.attempt.watch()
 
     @beam.DoFn.unbounded_per_element()
     def process(
@@ -116,7 +126,13 @@ class _Follow(beam.DoFn):
         tracker: Any = beam.DoFn.RestrictionParam(PROVIDER),
         watermark: Any = beam.DoFn.WatermarkEstimatorParam(WATERMARKS),
     ) -> Iterator[Any]:
-        at, _ = tracker.current_restriction()
+        at, _, is_sent = tracker.current_restriction()
+        if self._watch is not None:
+            self._watch.check()
+            if is_sent:
+                time.sleep(STAY_SECONDS)
+                tracker.defer_remainder()
+                return
         end = time.monotonic() + _SLICE_SECONDS
         has_sent = False
         while True:
@@ -125,7 +141,7 @@ class _Follow(beam.DoFn):
                 has_sent = True
                 poll, refused = found
                 at = Cut(poll.number, tuple(part.stop for part in poll.parts))
-                if not tracker.try_claim((at, False)):
+                if not tracker.try_claim(Restriction(at)):
                     return
                 for batch in refused:
                     yield beam.pvalue.TaggedOutput(REJECTED, with_epoch(batch, poll.epoch))
@@ -134,9 +150,11 @@ class _Follow(beam.DoFn):
                 if stamp > (watermark.current_watermark() or MIN_TIMESTAMP):
                     watermark.set_watermark(stamp)
             elif (mark := self._mark(at)) is not None:
-                if tracker.try_claim((at, True)):
+                if tracker.try_claim(Restriction(at, self._watch is None, is_sent=True)):
                     stamp = watermark.current_watermark() or MIN_TIMESTAMP
                     yield TimestampedValue(mark, stamp)
+                    if self._watch is not None:
+                        tracker.defer_remainder()
                 return
             elif has_sent:
                 break  # what was sent does not wait for more
@@ -220,7 +238,7 @@ class Follow(beam.PTransform):
 
     def expand(self, begin: Any) -> Any:
         """Wire the source."""
-        start = RestrictionCoder().encode((self.options.start, False))
+        start = RestrictionCoder().encode(Restriction(self.options.start))
         return (
             begin
             | beam.Create([start])

@@ -32,7 +32,7 @@ from tidemill.pipelines.engines.choosing import run
 from tidemill.pipelines.io.cuts import Cut
 from tidemill.pipelines.io.log import POSITION, RECEIVED
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.io.poll_restriction import _Provider, _Tracker
+from tidemill.pipelines.io.poll_restriction import Restriction, _Provider, _Tracker
 from tidemill.pipelines.io.replay import (
     Replay,
     ReplayLog,
@@ -330,27 +330,30 @@ def test_replayed_answers_are_those_of_batch(
 
 
 def test_a_tracker_refuses_to_be_split_but_for_a_checkpoint() -> None:
-    tracker = _Tracker((Cut(0, (0, 0)), False))
-    assert tracker.try_claim((Cut(1, (3, 1)), False))
+    tracker = _Tracker(Restriction(Cut(0, (0, 0)), False))
+    assert tracker.try_claim(Restriction(Cut(1, (3, 1)), False))
     assert tracker.try_split(0.5) is None
-    assert tracker.current_restriction() == (Cut(1, (3, 1)), False)
-    assert tracker.try_split(0) == ((Cut(1, (3, 1)), True), (Cut(1, (3, 1)), False))
+    assert tracker.current_restriction() == Restriction(Cut(1, (3, 1)), False)
+    at = Restriction(Cut(1, (3, 1)))
+    assert tracker.try_split(0) == (at._replace(stopped=True), at)
     tracker.check_done()
-    assert not tracker.try_claim((Cut(2, (4, 1)), False))
+    assert not tracker.try_claim(Restriction(Cut(2, (4, 1)), False))
     assert tracker.try_split(0) is None
 
 
 def test_a_tracker_that_was_left_in_the_middle_is_an_error() -> None:
-    tracker = _Provider().create_tracker(_Provider().initial_restriction(b"[[0, [0, 0]], false]"))
-    tracker.try_claim((Cut(1, (3, 1)), False))
+    tracker = _Provider().create_tracker(
+        _Provider().initial_restriction(b"[[0, [0, 0]], false, false]")
+    )
+    tracker.try_claim(Restriction(Cut(1, (3, 1)), False))
     assert not tracker.is_bounded()
     with pytest.raises(
         ValueError, match=r"stopped at Cut\(number=1, positions=\(3, 1\)\) without claiming its end"
     ):
         tracker.check_done()
-    assert tracker.try_claim((Cut(2, (5, 2)), True))
+    assert tracker.try_claim(Restriction(Cut(2, (5, 2)), True))
     tracker.check_done()
-    assert not tracker.try_claim((Cut(2, (5, 2)), False))
+    assert not tracker.try_claim(Restriction(Cut(2, (5, 2)), False))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

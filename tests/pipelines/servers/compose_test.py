@@ -13,7 +13,7 @@ import yaml
 from tests.support.markdown import ROOT
 from tidemill.pipelines.commands.up import KAFKA_PORT, REDIS_PORT
 from tidemill.pipelines.servers.kafka_settings import COMMON, Protocol, broker_settings
-from tidemill.pipelines.servers.locked_jars import locked_jars
+from tidemill.pipelines.servers.locked_jars import KAFKA
 from tidemill.pipelines.servers.redis_server import OPTIONS
 
 # They hold addresses and folders, which differ inside a container.
@@ -37,7 +37,7 @@ def variable(setting: str) -> str:
 
 def test_the_broker_has_the_same_version_and_settings() -> None:
     kafka = services()["kafka"]
-    (broker,) = (jar for jar in locked_jars() if jar.artifact == "kafka_2.13")
+    (broker,) = (jar for jar in KAFKA.jars() if jar.artifact == "kafka_2.13")
     assert kafka["image"] == f"apache/kafka:{broker.version}"
     given = kafka["environment"]
     for name, value in COMMON.items():

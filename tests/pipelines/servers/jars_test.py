@@ -15,21 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from locks.jars import ROOTS, resolved
+from locks.jars import FLINK_ROOTS, ROOTS, resolved
 from tests.support.markdown import ROOT
 from tidemill.features.errors import JarsMissing, WrongJar
 from tidemill.pipelines.servers import fetching, jars
 from tidemill.pipelines.servers.fetching import fetch, fetch_with_jgo, fetch_with_maven
-from tidemill.pipelines.servers.jars import check, kafka_jars
-from tidemill.pipelines.servers.locked_jars import LOCK, Jar, locked_jars
+from tidemill.pipelines.servers.jars import check, fetched_jars
+from tidemill.pipelines.servers.locked_jars import FLINK, KAFKA, Jar, JarLock
 
-LOCKED = locked_jars()
+LOCKED = KAFKA.jars()
 
 
 @pytest.fixture
 def real() -> Path:
     """The folder of the real jars."""
-    return kafka_jars()[0].parent
+    return fetched_jars(KAFKA)[0].parent
 
 
 @pytest.fixture
@@ -62,6 +62,13 @@ def test_the_lock_has_every_jar_once_with_its_hash() -> None:
     assert all(re.fullmatch("[0-9a-f]{64}", jar.sha256) for jar in LOCKED)
 
 
+def test_the_lock_of_flink_has_every_jar_once_with_its_hash() -> None:
+    locked = FLINK.jars()
+    assert len(locked) == len({jar.name for jar in locked}) == 162
+    assert set(FLINK_ROOTS) <= {str(jar) for jar in locked}
+    assert all(re.fullmatch("[0-9a-f]{64}", jar.sha256) for jar in locked)
+
+
 def test_the_lock_is_what_jgo_resolves(tmp_path: Path) -> None:
     """`python -m locks.jars` would write the same coordinates again."""
     locked = {(jar.group, jar.artifact, jar.version) for jar in LOCKED}
@@ -87,14 +94,14 @@ def test_a_jar_with_another_hash_is_named_and_kept(
     real: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jars, "fetch", partial(copied, real))
-    found = kafka_jars()
+    found = fetched_jars(KAFKA)
     found[5].write_bytes(found[5].read_bytes() + b"x")
     with pytest.raises(WrongJar, match=re.escape(f"{found[5]} is not the locked {LOCKED[5]}")):
-        kafka_jars()
+        fetched_jars(KAFKA)
     assert found[5].read_bytes().endswith(b"x")
     found[5].unlink()
     with pytest.raises(WrongJar, match=f"lacks {LOCKED[5].name}"):
-        kafka_jars()
+        fetched_jars(KAFKA)
 
 
 def test_a_repository_that_gives_another_jar_leaves_nothing_behind(
@@ -106,7 +113,7 @@ def test_a_repository_that_gives_another_jar_leaves_nothing_behind(
 
     monkeypatch.setattr(jars, "fetch", forged)
     with pytest.raises(WrongJar, match=LOCKED[-1].name):
-        kafka_jars()
+        fetched_jars(KAFKA)
     assert list(cache.iterdir()) == []
 
 
@@ -122,7 +129,7 @@ def test_two_that_fetch_at_once_both_get_whole_jars(
 
     monkeypatch.setattr(jars, "fetch", slow)
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: kafka_jars(), range(2))
+        first, second = pool.map(lambda _: fetched_jars(KAFKA), range(2))
     assert first == second
     assert [path.name for path in cache.iterdir()] == [first[0].parent.name]
 
@@ -130,21 +137,21 @@ def test_two_that_fetch_at_once_both_get_whole_jars(
 def test_other_jars_have_another_folder(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = jars.jars_folder()
+    before = jars.jars_folder(KAFKA)
     changed = tmp_path / "kafka_jars.lock"
-    changed.write_text(LOCK.read_text().replace("4.1.1", "4.1.2"))
-    monkeypatch.setattr(jars, "LOCK", changed)
-    assert jars.jars_folder() != before
+    changed.write_text(KAFKA.path.read_text().replace("4.1.1", "4.1.2"))
+    assert jars.jars_folder(JarLock("Kafka", changed)) != before
+    assert jars.jars_folder(FLINK) != before
 
 
 def test_they_are_in_the_checkout_else_in_the_users_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert jars.jars_folder().parent == ROOT / ".tidemill"
+    assert jars.jars_folder(KAFKA).parent == ROOT / ".tidemill"
     monkeypatch.setattr(jars, "_REPOSITORY", tmp_path / "site-packages" / "tidemill")
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert jars.jars_folder().parent == tmp_path / "cache" / "tidemill"
+    assert jars.jars_folder(KAFKA).parent == tmp_path / "cache" / "tidemill"
 
 
 # Where they come from

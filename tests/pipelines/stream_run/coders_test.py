@@ -32,6 +32,7 @@ from tidemill.pipelines.ingest.ingest import Ingest
 from tidemill.pipelines.io.coders import PollCoder, RecordBatchCoder
 from tidemill.pipelines.io.cuts import Cut
 from tidemill.pipelines.io.poll_restriction import (
+    Restriction,
     RestrictionCoder,
     WatermarkCoder,
     _Provider,
@@ -107,16 +108,16 @@ def test_state_cells_are_bytes() -> None:
 @pytest.mark.parametrize(
     "restriction",
     [
-        (Cut(0, ()), False),
-        (Cut(2**40, (0, 2**62, 5)), True),
-        (Cut(7, tuple(range(300))), False),
+        Restriction(Cut(0, ())),
+        Restriction(Cut(2**40, (0, 2**62, 5)), True, True),
+        Restriction(Cut(7, tuple(range(300))), is_sent=True),
     ],
 )
 def test_a_restriction_of_the_replay_comes_back_as_it_was(restriction: Any) -> None:
     coder = _Provider().restriction_coder()
     found = coder.decode(coder.encode(restriction))
     assert found == restriction
-    assert isinstance(found[0], Cut)
+    assert isinstance(found.at, Cut)
 
 
 @pytest.mark.parametrize("state", [None, Timestamp(micros=-(2**60)), MIN_TIMESTAMP, Timestamp(7)])

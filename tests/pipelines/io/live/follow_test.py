@@ -30,7 +30,7 @@ from tidemill.pipelines.io.live.live_polls import LivePolls
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.io.poll_restriction import _Tracker
+from tidemill.pipelines.io.poll_restriction import Restriction, _Tracker
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +183,7 @@ class Sender:
 
     def __post_init__(self) -> None:
         self.restart()
-        self.left: tuple[Cut, bool] | None = (self.options.start, False)
+        self.left: Restriction | None = Restriction(self.options.start)
         self.watermark = ManualWatermarkEstimator(None)
         self.polls: list[Poll] = []
         self.rejected: list[Any] = []
@@ -205,7 +205,7 @@ class Sender:
             assert isinstance(found, TimestampedValue)
             self.polls.append(found.value)
             if most is not None and len(self.polls) - before == most:
-                self.left = (tracker.current_restriction()[0], False)
+                self.left = Restriction(tracker.current_restriction().at)
                 return most
         self.left = tracker.left
         return len(self.polls) - before
@@ -220,7 +220,7 @@ class Sender:
 class _Threadsafe(_Tracker):
     """A tracker with the method by which a DoFn puts off what is left."""
 
-    left: tuple[Cut, bool] | None = None
+    left: Restriction | None = None
 
     def defer_remainder(self, _: Any) -> None:
         split = self.try_split(0)

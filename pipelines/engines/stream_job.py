@@ -1,0 +1,133 @@
+"""The job of a stream, on whatever engine: made, run until its outputs are whole, ended.
+
+On FnApiRunner and Prism the source ends, and with it the job; the workers are threads of this
+process. On Flink the source stays, and the workers are other processes: the job has an *attempt*
+(`pipelines.io.attempts`), and is ended when somebody who looks at its outputs says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tidemill.pipelines.engines.choosing import (
+    EngineChoice,
+    check_engine,
+    make_runner,
+    named_errors,
+)
+from tidemill.pipelines.engines.choosing import run as run_to_end
+from tidemill.pipelines.engines.flink import FlinkPlace, FlinkRun, flink_options, flink_runner
+from tidemill.pipelines.engines.flink_jobs import end_job, stop_job
+from tidemill.pipelines.engines.options import job_name, pipeline_options
+from tidemill.pipelines.engines.worker_code import WorkerCode
+from tidemill.pipelines.io.attempts import Attempt
+
+if TYPE_CHECKING:
+    from apache_beam import Pipeline
+    from apache_beam.runners.runner import PipelineResult
+
+STEP = "stream"
+
+
+@dataclass(frozen=True)
+class StreamJob:
+    """A job that ends when its source does.
+
+    Attributes:
+        choice: The engine.
+        project: The project's name.
+    """
+
+    choice: EngineChoice
+    project: str
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The attempt, if the workers are other processes and the source is to stay."""
+        return None
+
+    def pipeline(self) -> Pipeline:
+        """Return an empty pipeline for the engine."""
+        import apache_beam as beam
+
+        options = pipeline_options(self.project, self.choice, STEP)
+        return beam.Pipeline(runner=make_runner(self.choice), options=options)
+
+    def run(self, pipeline: Pipeline, is_whole: Callable[[], bool]) -> PipelineResult:
+        """Run a pipeline until all of its outputs are written, and end it.
+
+        Args:
+            pipeline: From `pipeline`, with its steps.
+            is_whole: Tells whether all outputs are written; it may raise why they never will be.
+
+        Returns:
+            The result; no worker runs any more.
+
+        Raises:
+            WrongEngine: The pipeline ran on another engine.
+            EngineLost: A process of the engine was lost, and the job with it.
+            TidemillError: A step raised this error.
+            RuntimeError: A step failed for another reason; the message holds its error.
+        """
+        return run_to_end(pipeline, self.choice)
+
+
+@dataclass(frozen=True)
+class _FlinkJob(StreamJob):
+    place: FlinkPlace
+    code: WorkerCode
+
+    @property
+    def attempt(self) -> Attempt:
+        return self.code.attempt
+
+    @property
+    def _step(self) -> str:
+        return f"{STEP}-{self.attempt.name}"
+
+    def pipeline(self) -> Pipeline:
+        import apache_beam as beam
+
+        options = flink_options(self.place, self.code)
+        return beam.Pipeline(
+            runner=flink_runner(),
+            options=pipeline_options(self.project, self.choice, self._step, options),
+        )
+
+    def run(self, pipeline: Pipeline, is_whole: Callable[[], bool]) -> PipelineResult:
+        job = FlinkRun(self.place, self.code, job_name(self.project, self._step))
+        with named_errors():
+            result = job.submit(pipeline)
+            check_engine(result, self.choice)
+            job.wait(result, is_whole)
+        stop_job(self.attempt)
+        return result
+
+
+@contextmanager
+def stream_job(
+    choice: EngineChoice, project: str, reference: str, definitions: str, attempts: Path
+) -> Iterator[StreamJob]:
+    """Make the job of a stream; whatever happens in the block, no worker is left behind it.
+
+    Args:
+        choice: The engine.
+        project: The project's name.
+        reference: ``module:attribute`` of the project.
+        definitions: The hash of its definitions.
+        attempts: The folder of attempts.
+    """
+    if choice.flink is None:
+        yield StreamJob(choice, project)
+        return
+    attempt = Attempt.below(attempts)
+    code = WorkerCode.here(reference, definitions, attempt)
+    with attempt.submitted():
+        try:
+            yield _FlinkJob(choice, project, choice.flink, code)
+        finally:
+            end_job(attempt)

@@ -1,0 +1,88 @@
+"""What a worker must have imported before it takes work: the program's own code, and no other."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tidemill.features.errors import WorkerCodeDiffers, WorkerLacksModule
+from tidemill.features.kernel.code_cache import digest
+from tidemill.pipelines.engines.worker_pool import IMPORTS
+from tidemill.pipelines.io.attempts import Attempt
+from tidemill.pipelines.servers.python_path import import_path
+
+
+@dataclass(frozen=True)
+class WorkerCode:
+    """The code of the program that submits a job.
+
+    Attributes:
+        project: ``module:attribute`` of the project.
+        definitions: The hash of its definitions.
+        kernel: The digest of the kernel's sources.
+        attempt: The attempt.
+    """
+
+    project: str
+    definitions: str
+    kernel: str
+    attempt: Attempt
+
+    @staticmethod
+    def here(project: str, definitions: str, attempt: Attempt) -> WorkerCode:
+        """Return that of this program."""
+        return WorkerCode(project, definitions, digest(), attempt)
+
+    def params(self) -> dict[str, str]:
+        """Return it as parameters of the request for a worker."""
+        return {
+            IMPORTS: json.dumps(import_path()),
+            "project": self.project,
+            "definitions": self.definitions,
+            "kernel": self.kernel,
+            "attempt": str(self.attempt.folder),
+        }
+
+    @staticmethod
+    def of_params(params: Mapping[str, str]) -> WorkerCode | None:
+        """Return that of parameters; None if they have none."""
+        if "project" not in params:
+            return None
+        return WorkerCode(
+            params["project"],
+            params["definitions"],
+            params["kernel"],
+            Attempt(Path(params["attempt"])),
+        )
+
+    def check(self) -> None:
+        """Import the project in this process, and compare.
+
+        Raises:
+            WorkerLacksModule: It cannot be imported.
+            WorkerCodeDiffers: It is another one, or Tidemill is.
+        """
+        module, _, attribute = self.project.partition(":")
+        try:
+            project: Any = getattr(importlib.import_module(module), attribute)
+        except Exception as error:
+            raise WorkerLacksModule(
+                f"a worker cannot import the project {self.project!r}: {type(error).__name__}: "
+                f"{error}; let the worker pool run in the environment of the program that "
+                "submits the job (`tidemill down`, and `tidemill up --flink` again)"
+            ) from error
+        if project.hash != self.definitions:
+            raise WorkerCodeDiffers(
+                f"a worker has imported the project {self.project!r} with the definitions "
+                f"{project.hash}, and the stream runs those of {self.definitions}: its files "
+                "were changed meanwhile; run the stream again"
+            )
+        if digest() != self.kernel:
+            raise WorkerCodeDiffers(
+                f"a worker has Tidemill's kernel {digest()}, and the program that submits the job "
+                f"{self.kernel}: let both run in one environment"
+            )
