@@ -144,8 +144,6 @@ class Delivery:
             yield
         finally:
             forget(self.run)
-            for taker in self._takers:
-                taker.close()
             for outbox in self._outboxes.values():
                 outbox.close()
             self.opened.close()
@@ -180,6 +178,15 @@ class Delivery:
             taker.check()
         for outbox in self._outboxes.values():
             outbox.check()
+
+    @contextmanager
+    def taking(self) -> Iterator[None]:
+        """Take what workers leave while the block runs, in which the steps are made."""
+        try:
+            yield
+        finally:
+            for taker in self._takers:
+                taker.close()
 
     def take_left(self) -> None:
         """Take the outputs that workers have left, none of which runs any more.

@@ -20,6 +20,7 @@ from __future__ import annotations
 import abc
 import json
 import os
+import re
 import secrets
 import socket
 import time
@@ -52,6 +53,12 @@ START_S: Final = 180.0
 
 _ANSWER_S: Final = 5.0
 _LOOK_S: Final = 0.05
+_SENT: Final = re.compile(
+    "beam-(model|runners|sdks)-|classgraph-|flink-(?!shaded-|rpc-akka-)|gcsio-|google-|guava-"
+    "|jackson-|kryo-|util-"
+)
+"""The names of the jars whose classes need more than Java's own path has."""
+
 _POOL: Final = "tidemill.pipelines.engines.worker_pool"
 
 
@@ -157,7 +164,7 @@ class ClusterServer(abc.ABC):
             time.sleep(_LOOK_S)
 
     def _java(self, heap_mb: int, *arguments: str) -> list[str]:
-        classes = os.pathsep.join(str(jar) for jar in fetched_jars(FLINK))
+        classes = os.pathsep.join(map(str, fetched_jars(FLINK)))
         return [str(find_java()), *java_options(heap_mb), "-cp", classes, *arguments]
 
     def _asked(self, path: str) -> Any:
@@ -248,9 +255,21 @@ class JobServer(ClusterServer):
         return self.ports.job, self.ports.artifacts
 
     def command(self) -> list[str]:
-        """Return the program and its arguments."""
-        return self._java(
-            HEAP_MB["job server"],
+        """Return the program and its arguments.
+
+        The job server sends its class path to the JobManager with every job, jar by jar, and the
+        TaskManager fetches it, though both have all of it: that takes a tenth of a second for each
+        jar. So most of them are on the path of Java's own classes, where it does not look.
+        """
+        jars = fetched_jars(FLINK)
+        sent = [str(jar) for jar in jars if _SENT.match(jar.name)]
+        own = [str(jar) for jar in jars if not _SENT.match(jar.name)]
+        return [
+            str(find_java()),
+            *java_options(HEAP_MB["job server"]),
+            f"-Xbootclasspath/a:{os.pathsep.join(own)}",
+            "-cp",
+            os.pathsep.join(sent),
             "org.apache.beam.runners.flink.FlinkJobServerDriver",
             f"--flink-master={HOST}:{self.ports.rest}",
             f"--flink-conf-dir={self.folder}",
@@ -259,7 +278,7 @@ class JobServer(ClusterServer):
             f"--artifact-port={self.ports.artifacts}",
             "--expansion-port=-1",
             f"--artifacts-dir={self.folder / 'artifacts'}",
-        )
+        ]
 
     def answers(self) -> bool:
         """Tell whether its port takes connections."""

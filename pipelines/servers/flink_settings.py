@@ -106,6 +106,8 @@ def flink_settings(folder: Path, ports: FlinkPorts) -> str:
         # A batch of a few rows goes on at once, instead of after 100 ms.
         "execution.buffer-timeout.interval": "1 ms",
         "restart-strategy.type": "none",
+        # Both have the classes of a job already: they are not loaded anew for each one.
+        "classloader.resolve-order": "parent-first",
         "io.tmp.dirs": f'"{folder / "tmp"}"',
     }
     return "".join(f"{name}: {value}\n" for name, value in settings.items())

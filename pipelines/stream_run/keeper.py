@@ -131,6 +131,7 @@ class Keeper:
                 self._watch()
             except BaseException as error:  # noqa: BLE001 - raised by `finish`
                 self.failed = error
+                _log.info("no savepoint is kept any more", exc_info=error)
                 stop()
 
         logs = offline_logs(self.config, self.start)

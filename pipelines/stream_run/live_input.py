@@ -67,6 +67,7 @@ from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.resume import Reached, Start
 from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream_run.restarts import Stop
 from tidemill.pipelines.telemetry.polls_taken import PollsTaken
 from tidemill.pipelines.telemetry.reader_figures import ReaderFigures
 from tidemill.pipelines.telemetry.running import figures_place, stream_drains
@@ -111,7 +112,7 @@ class LiveInput:
 
     config: Configuration
     start: Start
-    stop: threading.Event
+    stop: Stop | threading.Event
     say: Callable[[str], None]
     until_us: int | None = None
     accept_lost: Sequence[str] = ()

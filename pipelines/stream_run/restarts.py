@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -14,6 +15,25 @@ MOST: Final = 10
 
 PATIENCE_S: Final = 180.0
 """How long a stream that has lost its job waits for the cluster, such as for a `tidemill up`."""
+
+
+class Stop:
+    """Whether one job of a stream is to stop: it was asked to, or something of it has failed.
+
+    Args:
+        asked: Is set when somebody asks the stream to stop.
+    """
+
+    def __init__(self, asked: threading.Event) -> None:
+        self._asked, self._own = asked, threading.Event()
+
+    def set(self) -> None:
+        """Let this job stop."""
+        self._own.set()
+
+    def is_set(self) -> bool:
+        """Tell whether it is to stop."""
+        return self._asked.is_set() or self._own.is_set()
 
 
 class Restarts:

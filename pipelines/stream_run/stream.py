@@ -92,7 +92,7 @@ from tidemill.pipelines.stream_run.live_input import LiveInput
 from tidemill.pipelines.stream_run.outcome import count_outcome
 from tidemill.pipelines.stream_run.rare_collections import rare_collections
 from tidemill.pipelines.stream_run.replay_input import ReplayInput, recorded_cuts
-from tidemill.pipelines.stream_run.restarts import Restarts
+from tidemill.pipelines.stream_run.restarts import Restarts, Stop
 from tidemill.pipelines.stream_run.segment_tail import check_end
 from tidemill.pipelines.stream_run.short_turns import short_turns
 from tidemill.pipelines.stream_run.whole import WholeAtEnd, whole_at_savepoint
@@ -171,14 +171,14 @@ def stream(
     with (
         _alone(config, wait=wait) as pinned,
         seen_from_outside(pinned, pinned.current, choice.name),
-        draining(progress.say) if config.is_live else nullcontext() as stop,
+        draining(progress.say) if config.is_live else nullcontext() as asked,
     ):
         # A program that was killed may have left a job behind, which still writes.
         end_jobs(pinned.current.engine_jobs)
         while True:
             try:
                 return _stream(
-                    pinned, progress, speed, choice, mode, until_us, accept_lost, stop, restarts,
+                    pinned, progress, speed, choice, mode, until_us, accept_lost, asked, restarts,
                     resume=resume, take_over=take_over,
                 )  # fmt: skip
             except EngineLost as lost:
@@ -207,7 +207,7 @@ def _stream(
     mode: str | None,
     until_us: int | None,
     accept_lost: Sequence[str],
-    stop: threading.Event | None,
+    draining_asked: threading.Event | None,
     restarts: Restarts,
     *,
     resume: bool,
@@ -237,6 +237,7 @@ def _stream(
         progress.say(warning)
     compile_kernel(progress)
     began, run = time.perf_counter(), run_id(root, start.segment)
+    stop = None if draining_asked is None else Stop(draining_asked)
     # It is refused while the stream of the generation before runs, which may then run on.
     entrance = _entrance(config, start, speed, until_us, stop, progress.say, accept_lost)
     # Before anything is asked of a topic: what a process before this one had open is aborted, and
@@ -339,7 +340,8 @@ def _run(
     ):
         stage.note(choice.why)
         shown = config.project_name, project.hash
-        with stream_job(choice, project.name, *shown, start.current.engine_jobs) as job:
+        jobs = start.current.engine_jobs
+        with stream_job(choice, project.name, *shown, jobs) as job, delivery.taking():
             pipeline = job.pipeline()
             wire(pipeline, config, entrance, featurize, bundle, start, delivery, job.attempt)
             result = job.run(pipeline, _whole(keeper, entrance, featurize))
@@ -422,7 +424,7 @@ def _entrance(
     start: Start,
     speed: float | None,
     until_us: int | None,
-    stop: threading.Event | None,
+    stop: Stop | None,
     say: Callable[[str], None],
     accept_lost: Sequence[str],
 ) -> ReplayInput | LiveInput:

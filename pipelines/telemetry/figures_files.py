@@ -113,7 +113,8 @@ class FiguresFiles:
             FileError: The folder cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.glob("*.json*"):  # and what a killed process has not finished
+        # And what a killed process has not finished.
+        for path in [*self.folder.glob("*.json*"), *self.folder.glob("*.taken")]:
             path.unlink(missing_ok=True)
 
     def read(self, run: str | None = None) -> list[Snapshot]:

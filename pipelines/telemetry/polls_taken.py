@@ -1,8 +1,8 @@
 """How far the operators of a stream are: what bounds how far its source goes ahead of them.
 
 Where source and operators share a process, the answer is that of this instant. Where they do not,
-it is what the others have written to their files (`pipelines.telemetry.figures_files`), and up to a
-second old: the source then waits a little longer than it must, and never goes further ahead.
+it is what the others have written to their files (`pipelines.telemetry.taken_files`), and some
+milliseconds old: the source then waits a little longer than it must, and never goes further ahead.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Final
 
-from tidemill.pipelines.telemetry.figures_files import FiguresFiles
 from tidemill.pipelines.telemetry.metrics import POLLS_TAKEN
 from tidemill.pipelines.telemetry.stage_figures import FiguresPlace
+from tidemill.pipelines.telemetry.taken_files import read_taken
 
-_LOOK_EVERY_S: Final = 0.2
+_LOOK_EVERY_S: Final = 0.005
 
 
 @dataclass
@@ -38,10 +38,7 @@ class PollsTaken:
         now = time.monotonic()
         if self.place.folder is not None and now - self._looked_s >= _LOOK_EVERY_S:
             self._looked_s = now
-            for snapshot in FiguresFiles(self.place.folder).read(self.place.run):
-                for (name, _, _), gauge in snapshot.gauges.items():
-                    if name == POLLS_TAKEN.name:
-                        self._seen = max(self._seen, int(gauge.value))
+            self._seen = max(self._seen, read_taken(self.place.folder))
         return self._seen
 
     def __getstate__(self) -> FiguresPlace:

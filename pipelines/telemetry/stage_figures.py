@@ -26,6 +26,7 @@ from apache_beam.runners.runner import PipelineResult
 from tidemill.pipelines.telemetry.figures import Figures
 from tidemill.pipelines.telemetry.figures_files import FiguresFiles
 from tidemill.pipelines.telemetry.metrics import Metric
+from tidemill.pipelines.telemetry.taken_files import taken_written
 
 NAMESPACE: Final = "tidemill"
 """The namespace of Beam's metrics."""
@@ -57,6 +58,7 @@ class FiguresPlace:
                 # A worker on another machine does not have the folder; Beam's metrics remain.
                 if self.folder is not None and self.folder.is_dir():
                     _writing.enter_context(FiguresFiles(self.folder).written(figures))
+                    _writing.enter_context(taken_written(figures, self.folder))
             return _here[self]
 
     @contextmanager

@@ -23,8 +23,8 @@ from typing import Any, Final
 
 from kafka import KafkaProducer
 
-from tests.support.folders import stream_of
 from tests.support.flink_cluster import WORKER, TestCluster, workers_of
+from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject, Program
 from tests.support.redis_server import RedisServer
@@ -246,7 +246,7 @@ class FaultRun:
                 victim.send(signal.SIGCONT)
             return
         for victim in victims:
-            victim.send(signal.SIGKILL)
+            victim.end(0.0)
         time.sleep(fault.seconds)
         cluster.start()
 

@@ -1,0 +1,239 @@
+"""Streams on a real Flink cluster: equal to those of FnApiRunner, whatever is killed under them.
+
+One cluster serves all of these tests, as `tidemill up --flink` starts it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pytest
+
+from tests.support import fork_server
+from tests.support.fault_run import KILL, STREAM, Fault, FaultRun
+from tests.support.flink_cluster import (
+    JOB_MANAGER,
+    JOB_SERVER,
+    TASK_MANAGER,
+    WORKER,
+    WORKER_POOL,
+    TestCluster,
+)
+from tests.support.folders import stream_of
+from tests.support.live_project import CARDS, PROJECT, LiveProject, instant
+from tests.support.stream_outputs import rows_in
+from tidemill.features.contract import HOUR, MINUTE, SECOND
+from tidemill.features.errors import (
+    DamagedState,
+    WorkerCodeDiffers,
+    WorkerLacksModule,
+)
+from tidemill.pipelines.engines.choosing import choose_engine
+from tidemill.pipelines.engines.stream_job import stream_job
+from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.output_folders import join_outputs
+
+BEGIN = 1_790_000_000 * SECOND // MINUTE * MINUTE
+CONFIGURATION = """
+project: project:project
+root: run
+shards: 2
+sources:
+  payments: {{files: [payments.csv], received: sent_at}}
+  checks: {{files: [checks.csv], received: sent_at}}
+splits: {{train_until: "{train}", evaluate_until: "{evaluate}", stream_until: "{stream}"}}
+online_store: {{type: sqlite, path: online.db}}
+stream: {{engine: fnapi, poll_rows: 40}}
+"""
+REQUESTS = 150
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+    started = TestCluster(tmp_path_factory.mktemp("flink"))
+    try:
+        started.start()
+        yield started
+    finally:
+        started.close()
+
+
+@pytest.fixture
+def up(cluster: TestCluster) -> TestCluster:
+    """The cluster, all of whose processes run."""
+    cluster.start()
+    return cluster
+
+
+# What `tidemill up --flink` promises.
+
+
+def test_up_again_leaves_what_runs_and_starts_what_was_killed(up: TestCluster) -> None:
+    before = dict(up.running)
+    for name in (JOB_MANAGER, TASK_MANAGER, JOB_SERVER, WORKER_POOL):
+        up.kill(name)
+        up.start()
+        assert up.running[name].pid != before[name].pid
+        assert up.running[name].seconds is not None
+        others = {key: one.pid for key, one in up.running.items() if key != name}
+        assert others == {key: one.pid for key, one in before.items() if key != name}
+        assert all(up.running[key].seconds is None for key in others)
+        before = dict(up.running)
+
+
+# Jobs.
+
+
+@beam.typehints.with_input_types(bytes)
+@beam.typehints.with_output_types(bytes)
+class _Fail(beam.DoFn):
+    def process(self, element: bytes) -> Iterator[bytes]:
+        raise DamagedState("the state is damaged: remove it")
+
+
+def run_job(
+    cluster: TestCluster,
+    folder: Path,
+    reference: str,
+    definitions: str,
+    is_whole: Callable[[], bool] = lambda: False,
+) -> None:
+    choice = choose_engine("flink", streaming=True, flags=cluster.flags[3:])
+    with stream_job(choice, "test", reference, definitions, folder) as job:
+        pipeline = job.pipeline()
+        _ = pipeline | beam.Impulse() | beam.ParDo(_Fail())
+        job.run(pipeline, is_whole)
+
+
+def test_what_is_wrong_with_a_worker_ends_the_job_by_name(up: TestCluster, tmp_path: Path) -> None:
+    (tmp_path / "flink_test_project.py").write_text(
+        "class Project:\n    hash = '0123456789abcdef'\n\nproject = Project()\n"
+    )
+    reference = "flink_test_project:project"
+    with pytest.raises(WorkerLacksModule, match="No module named 'flink_test_project'"):
+        run_job(up, tmp_path / "jobs", reference, "0123456789abcdef")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        with pytest.raises(WorkerCodeDiffers, match=r"definitions 0123456789abcdef, .* ffff\b"):
+            run_job(up, tmp_path / "jobs", reference, "ffff")
+        with pytest.raises(DamagedState, match="the state is damaged: remove it"):
+            run_job(up, tmp_path / "jobs", reference, "0123456789abcdef")
+    assert list((tmp_path / "jobs").iterdir()) == []
+
+
+# A replay.
+
+
+@dataclasses.dataclass
+class Replayed:
+    """A project whose history is replayed."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        chance = random.Random(3)
+        self.folder.mkdir(parents=True)
+        evaluate, end = BEGIN + 4 * HOUR, BEGIN + 6 * HOUR
+        (self.folder / "project.py").write_text(PROJECT)
+        (self.folder / "tidemill.yaml").write_text(
+            CONFIGURATION.format(
+                train=instant(BEGIN + 3 * HOUR), evaluate=instant(evaluate), stream=instant(end)
+            )
+        )
+        payments, checks = ["payment,paid_at,sent_at,card,amount"], []
+        for number in range(900):
+            at = instant(BEGIN + chance.randrange(6 * 3_600) * SECOND)
+            card = f"c-{chance.randrange(CARDS)}"
+            payments.append(f"p-{number},{at},{at},{card},{chance.randrange(99_999) / 100}")
+        for number in range(REQUESTS):
+            # The last one is asked in the last second.
+            second = 2 * 3_600 - 1 if not number else chance.randrange(2 * 3_600)
+            at = instant(evaluate + second * SECOND)
+            checks.append(f"q-{number},{at},{at},c-{chance.randrange(CARDS)},1.5")
+        checks = ["check,asked_at,sent_at,card,wanted", *checks]
+        (self.folder / "payments.csv").write_text("\n".join(payments) + "\n")
+        (self.folder / "checks.csv").write_text("\n".join(checks) + "\n")
+        self.run("backfill")
+
+    def run(self, *arguments: str) -> str:
+        done = fork_server.run_command(arguments, self.folder, 400)
+        assert done.status == 0, f"status {done.status}: {done.printed}"
+        return done.printed
+
+    def verify(self) -> None:
+        assert re.search(r"^0 mismatches in [0-9,]+ values$", self.run("verify"), re.MULTILINE)
+
+    @property
+    def stream(self) -> Path:
+        return stream_of(self.folder / "run")
+
+    def outputs(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the rows of all outputs, without stamps of the wall clock."""
+        join_outputs(self.stream, 99)
+        folders = [paths.PREDICTIONS, paths.RELEASES, paths.REJECTED_BY_STREAM]
+        folders += [f"{paths.PUBLICATIONS}/by_card"]
+        found = {}
+        for name in folders:
+            rows = rows_in(self.stream / name)
+            for row in rows:
+                for stamp in ("sent_us", "created_us"):
+                    row.pop(stamp, None)
+            found[name] = rows
+        return found
+
+
+def test_a_replay_is_that_of_fnapi_also_in_two_parts_and_with_two_workers(
+    up: TestCluster, tmp_path: Path
+) -> None:
+    project = Replayed(tmp_path / "replayed")
+    project.run("stream", "--quiet")
+    of_fnapi = project.outputs()
+    assert len(of_fnapi[paths.PREDICTIONS]) == REQUESTS
+    project.run("stream", "--quiet", *up.flags, "--parallelism=2")
+    assert project.outputs() == of_fnapi
+    project.verify()
+    half = instant(BEGIN + 5 * HOUR)
+    project.run("stream", "--quiet", "--until", half, *up.flags)
+    project.run("stream", "--quiet", "--resume", *up.flags)
+    project.verify()
+    (root,) = (project.folder / "run").glob("generations/*/jobs")
+    assert list(root.iterdir()) == []
+
+
+# A live stream.
+
+
+def test_a_live_stream_goes_from_engine_to_engine_and_is_proven_whole(
+    up: TestCluster, broker: Any, tmp_path: Path
+) -> None:
+    project = LiveProject(tmp_path / "live", broker, savepoint_every="2s", sinks=True)
+    project.run("backfill")
+    asked = 0
+    for engine in (["--engine", "fnapi"], up.flags, ["--engine", "prism"]):
+        project.produce(60, 20)
+        asked += 20
+        project.flags = engine
+        with project.streaming(*(["--resume"] if asked > 20 else [])) as process:
+            project.wait_for(asked, process)
+            project.drain(process)
+    assert project.verify() == 4 * asked
+
+
+def test_kills_of_worker_program_and_taskmanager_lose_double_and_change_nothing(
+    up: TestCluster, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    with FaultRun(tmp_path, said.append, cluster=up).running() as run:
+        for victim in (WORKER, STREAM, TASK_MANAGER):
+            run.suffer(Fault(victim, KILL, 0.0))
+        verdict = run.finish()
+    assert len(said) == 3, said
+    assert verdict.ended_by_itself == ()
+    assert (verdict.lost, verdict.doubled) == (0, 0)
+    assert verdict.values == 4 * verdict.requests > 100

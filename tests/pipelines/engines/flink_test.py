@@ -1,0 +1,120 @@
+"""Flink without a cluster: what is refused, and what the text of a failed job says."""
+
+from __future__ import annotations
+
+import pytest
+
+from tidemill.features.errors import (
+    ClusterUnreachable,
+    DamagedState,
+    EngineLost,
+    UnknownEngine,
+    WrongBeamFlag,
+)
+from tidemill.pipelines.engines.choosing import Engine, EngineChoice, choose_engine
+from tidemill.pipelines.engines.failures import original
+from tidemill.pipelines.engines.flink import (
+    FlinkPlace,
+    check_cluster,
+    read_flags,
+    worker_error,
+)
+from tidemill.pipelines.servers.kafka_settings import HOST
+from tidemill.pipelines.servers.ports import ReservedPort
+from tidemill.pipelines.stream_run.restarts import MOST, Restarts
+
+
+def test_flags_name_the_cluster_and_the_rest_goes_to_beam() -> None:
+    flags = ["--flink_master=http://a:1/", "--parallelism=3", "--object_reuse", "--x=1"]
+    assert read_flags(flags) == FlinkPlace(
+        "a:1", "127.0.0.1:8099", "127.0.0.1:50000", 3, ("--object_reuse", "--x=1")
+    )
+    assert read_flags([]) == FlinkPlace()
+
+
+@pytest.mark.parametrize(
+    ("flag", "why"),
+    [
+        ("--runner=DirectRunner", "the engine is named by --engine"),
+        ("--checkpointing_interval=1000", "keeps its own savepoints"),
+        ("--number_of_execution_retries=3", "resubmits its job"),
+        ("--savepoint_path=/x", "--resume"),
+        ("--shutdown_sources_after_idle_ms=1", "end the source"),
+        ("--environment_type=LOOPBACK", "come from a pool"),
+        ("--parallelism=0", "give 1 or more"),
+        ("--parallelism=two", "invalid int value"),
+        ("parallelism=2", "no flag of Beam"),
+    ],
+)
+def test_a_flag_that_would_break_a_promise_is_refused(flag: str, why: str) -> None:
+    with pytest.raises(WrongBeamFlag, match=why):
+        read_flags([flag])
+
+
+def test_other_engines_take_no_flags_and_flink_runs_streams_only() -> None:
+    with pytest.raises(WrongBeamFlag, match="only the engine 'flink' takes flags"):
+        choose_engine("fnapi", streaming=True, flags=["--parallelism=2"])
+    with pytest.raises(UnknownEngine, match="runs streams only"):
+        choose_engine("flink", streaming=False)
+    found = choose_engine("flink", streaming=True, flags=["--parallelism=2"])
+    assert found.has_workers
+    assert found.flink == FlinkPlace(parallelism=2)
+    with pytest.raises(ValueError, match="give the cluster"):
+        EngineChoice(Engine.FLINK, "", True)
+
+
+def test_a_cluster_that_is_not_there_is_named() -> None:
+    with ReservedPort(HOST) as nobody:
+        place = FlinkPlace(rest=f"{HOST}:{nobody.port}")
+        with pytest.raises(ClusterUnreachable, match=f"no JobManager .*{nobody.port}.*up --flink"):
+            check_cluster(place)
+
+
+OF_WORKER = """java.lang.Exception: something
+\tat org.apache.flink.A(A.java:1)
+Caused by: java.lang.RuntimeException: Error received from SDK harness for instruction 4: \
+Traceback (most recent call last):
+  File "worker.py", line 1, in process_bundle
+    raise DamagedState("x")
+tidemill.features.errors.DamagedState: a state is damaged: remove it [while running 'Featurize/Op']
+
+\tat org.apache.beam.B(B.java:2)
+"""
+OF_POOL = """org.apache.beam.UncheckedExecutionException: java.lang.RuntimeException:
+tidemill.features.errors.WorkerLacksModule: a worker cannot import the project 'shop:project'
+
+\tat org.apache.beam.C(C.java:3)
+Caused by: java.lang.RuntimeException:
+tidemill.features.errors.WorkerLacksModule: a worker cannot import the project 'shop:project'
+
+\tat org.apache.beam.D(D.java:4)
+"""
+
+
+def test_the_error_of_a_worker_is_found_in_the_text_of_java() -> None:
+    said = worker_error(OF_WORKER)
+    assert said is not None
+    found = original(RuntimeError(said))
+    assert isinstance(found, DamagedState)
+    assert str(found) == "a state is damaged: remove it"
+    said = worker_error(OF_POOL)
+    assert said is not None
+    found = original(RuntimeError(said))
+    assert type(found).__name__ == "WorkerLacksModule"
+    assert str(found) == "a worker cannot import the project 'shop:project'"
+
+
+def test_a_lost_process_is_no_error_of_a_worker() -> None:
+    assert worker_error("java.lang.Exception: TaskManager is no longer reachable\n\tat x") is None
+
+
+def test_jobs_may_be_lost_again_and_again_as_long_as_savepoints_count() -> None:
+    said: list[str] = []
+    restarts = Restarts(said.append)
+    for segment in range(3):
+        restarts.begin(segment)
+        for _ in range(MOST):
+            restarts.note(EngineLost("gone"))
+    assert restarts.count == len(said) == 3 * MOST
+    with pytest.raises(EngineLost, match="11 jobs were lost before another savepoint"):
+        restarts.note(EngineLost("gone"))
