@@ -20,7 +20,7 @@ CONFIGURATION = Path("tidemill.yaml")
 """The file, in the working directory, whose topics are made; there need be none."""
 
 
-@click.command("up", short_help="Start a Kafka broker, Redis, or a Flink cluster on this machine.")
+@click.command("up", short_help="Start Kafka, Redis or Flink on this machine.")
 @click.option("--kafka/--no-kafka", default=True, help="Whether to start Kafka; by default it is.")
 @click.option(
     "--redis/--no-redis",

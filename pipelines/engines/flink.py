@@ -28,8 +28,7 @@ from tidemill.features.errors import ClusterUnreachable, EngineLost, WrongBeamFl
 from tidemill.pipelines.engines.flink_jobs import (
     ENDED,
     Job,
-    NoAnswer,
-    find_job,
+    find_jobs,
     record_job,
     why_failed,
 )
@@ -272,18 +271,17 @@ class FlinkRun:
                     )
 
     def _job(self) -> Job | None:
-        try:
-            job = find_job(self._place.url, self._name)
-        except NoAnswer:
+        jobs = find_jobs(self._place.url, self._name)
+        if jobs is None:
             now = time.monotonic()
             self._silent_since_s = self._silent_since_s or now
             if now - self._silent_since_s > _SILENT_S:
                 raise EngineLost(
                     f"the JobManager at {self._place.url} has not answered for {_SILENT_S:.0f} s"
-                ) from None
+                )
             return None
         self._silent_since_s = None
-        return job
+        return jobs[0] if jobs else None
 
     def _failure(self, job: Job) -> Exception:
         text = why_failed(self._place.url, job)

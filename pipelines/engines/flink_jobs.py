@@ -50,26 +50,20 @@ class Job(NamedTuple):
     state: str
 
 
-class NoAnswer(Exception):
-    """The JobManager does not answer."""
-
-
-def find_job(rest: str, name: str) -> Job | None:
-    """Return the job of a name; None if the cluster knows none.
+def find_jobs(rest: str, name: str) -> list[Job] | None:
+    """Return the jobs of a name: one, or none if the cluster knows none.
 
     Args:
         rest: ``http://HOST:PORT`` of the JobManager.
         name: The job's name, which no other has.
 
-    Raises:
-        NoAnswer: The JobManager does not answer.
+    Returns:
+        The jobs; None if the JobManager does not answer.
     """
     found = ask_rest(rest, "/jobs/overview")
     if found is None:
-        raise NoAnswer(rest)
-    return next(
-        (Job(one["jid"], one["state"]) for one in found["jobs"] if one["name"] == name), None
-    )
+        return None
+    return [Job(one["jid"], one["state"]) for one in found["jobs"] if one["name"] == name]
 
 
 def why_failed(rest: str, job: Job) -> str:
@@ -100,8 +94,7 @@ def stop_job(attempt: Attempt) -> None:
     Raises:
         ServerNotStopped: A worker cannot be ended.
     """
-    with suppress(NoAnswer):
-        _cancel(attempt)
+    _cancel(attempt)
     deadline_s = time.monotonic() + _EXIT_S
     while not attempt.close_if_unused():
         if time.monotonic() > deadline_s:
@@ -133,7 +126,8 @@ def _cancel(attempt: Attempt) -> None:
             f"{attempt.folder}"
         ) from None
     deadline_s = time.monotonic() + _CANCEL_S
-    while (job := find_job(rest, name)) is not None and job.state not in ENDED:
+    while jobs := [job for job in find_jobs(rest, name) or () if job.state not in ENDED]:
+        job = jobs[0]
         if job.state != "CANCELLING":
             cancel(rest, job)
         if time.monotonic() > deadline_s:

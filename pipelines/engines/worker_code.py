@@ -7,13 +7,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tidemill.features.errors import WorkerCodeDiffers, WorkerLacksModule
 from tidemill.features.kernel.code_cache import digest
-from tidemill.pipelines.engines.worker_pool import IMPORTS
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.servers.python_path import import_path
+
+IMPORTS: Final = "path"
+"""The parameter with the places that a worker imports from, as JSON."""
 
 
 @dataclass(frozen=True)

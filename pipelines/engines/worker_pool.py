@@ -28,10 +28,8 @@ from typing import Any, Final
 import grpc
 from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 
+from tidemill.pipelines.engines.worker_code import IMPORTS
 from tidemill.pipelines.servers.python_path import import_path, python_command
-
-IMPORTS: Final = "path"
-"""The parameter with the places that a worker imports from, as JSON."""
 
 _WORKER: Final = "tidemill.pipelines.engines.worker"
 _HOST: Final = "127.0.0.1"

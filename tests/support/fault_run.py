@@ -111,6 +111,7 @@ class FaultRun:
         say: Is told of each fault.
         rate: How many messages a second the producer sends, a third of them requests.
         cluster: The Flink cluster on which the stream runs; None for FnApiRunner.
+        parallelism: How many workers the job has there.
     """
 
     def __init__(
@@ -119,7 +120,9 @@ class FaultRun:
         say: Callable[[str], None] = print,
         rate: float = RATE,
         cluster: TestCluster | None = None,
+        parallelism: int = 1,
     ) -> None:
+        self._parallelism = parallelism
         self._folder, self._say, self._rate = folder, say, rate
         self._cluster = cluster
         self._ended: list[str] = []
@@ -140,7 +143,8 @@ class FaultRun:
             self.redis.start()
             self.project = _project(self._folder / "project", self.broker, self.redis)
             if self._cluster is not None:
-                self.project.flags = self._cluster.flags
+                flags = [*self._cluster.flags, f"--parallelism={self._parallelism}"]
+                self.project.flags = flags
             self.project.run("backfill")
             self.producer = _Producer(self.project, self._rate)
             ended.callback(self.producer.stop)
@@ -155,13 +159,29 @@ class FaultRun:
         time.sleep(fault.after_s)
         self._look_after_stream()
         began = time.monotonic()
-        hurt = {STREAM: self._hurt_stream, BROKER: self._hurt_broker, REDIS: self._hurt_redis}
-        hurt.get(fault.victim, self._hurt_cluster)(fault)
+        self._hurt(fault)
         back = time.monotonic()
         self._wait_for_answers(5)
         self._say(
             f"{fault}: {back - began:.1f} s, answers again after {time.monotonic() - back:.1f} s"
         )
+
+    def suffer_at_the_end(self, fault: Fault) -> tuple[float, float]:
+        """Let a fault happen once nothing more is sent; wait until the last request is answered.
+
+        Returns:
+            The seconds from the fault until then, and until later requests are answered, too.
+        """
+        time.sleep(fault.after_s)
+        self.producer.hold()
+        asked = set(self.producer.so_far())
+        began = time.monotonic()
+        self._hurt(fault)
+        self._wait(lambda: self._answered() >= asked)
+        answered_s = time.monotonic() - began
+        self.producer.go_on()
+        self._wait_for_answers(5)
+        return answered_s, time.monotonic() - began
 
     def finish(self) -> Verdict:
         """Drain the stream, and compare all that came with all that was sent."""
@@ -197,6 +217,10 @@ class FaultRun:
             tuple(self._ended),
             tuple(self._noticed),
         )
+
+    def _hurt(self, fault: Fault) -> None:
+        hurt = {STREAM: self._hurt_stream, BROKER: self._hurt_broker, REDIS: self._hurt_redis}
+        hurt.get(fault.victim, self._hurt_cluster)(fault)
 
     def _hurt_stream(self, fault: Fault) -> None:
         assert self._stream is not None
@@ -234,8 +258,9 @@ class FaultRun:
         cluster = self._cluster
         assert cluster is not None
         if fault.victim == WORKER:
-            victims = workers_of(self.project.folder / "run")
-            assert victims, "no worker runs"
+            root = self.project.folder / "run"
+            self._wait(lambda: bool(workers_of(root)))
+            victims = workers_of(root)
         else:
             victims = [cluster.running[fault.victim].process]
         if fault.how == PAUSE:
@@ -337,7 +362,7 @@ class _Producer:
     )
 
     def __post_init__(self) -> None:
-        self._ended = threading.Event()
+        self._ended, self._held = threading.Event(), threading.Event()
         self._sent: queue.Queue[tuple[str, str, Any] | None] = queue.Queue()
         self._failed: list[BaseException] = []
         self._random = random.Random(1)
@@ -372,7 +397,7 @@ class _Producer:
             began, sent = time.monotonic(), 0
             while not self._ended.wait(_EVERY_S):
                 due = round((time.monotonic() - began) * self.rate)
-                for _ in range(due - sent):
+                for _ in range(0 if self._held.is_set() else due - sent):
                     self._send_one()
                 sent = max(due, sent)
         except BaseException as error:  # noqa: BLE001 - raised by `acknowledged`
@@ -417,6 +442,22 @@ class _Producer:
             return found.partition, found.offset
         finally:
             producer.close()
+
+    def hold(self) -> None:
+        """Send no more for now."""
+        self._held.set()
+
+    def go_on(self) -> None:
+        """Send again."""
+        self._held.clear()
+
+    def so_far(self) -> list[str]:
+        """Return the ids of the requests that were acknowledged, while nothing is sent."""
+        time.sleep(4 * _EVERY_S)  # what was being sent
+        while not self._sent.empty():
+            time.sleep(_EVERY_S)
+        time.sleep(4 * _EVERY_S)
+        return list(self._acknowledged["checks"])
 
     def stop(self) -> None:
         """Send no more, and wait for all acknowledgements."""

@@ -202,7 +202,7 @@ def test_stream_options_are_passed_on(project: Path, stage: Callable[[str, Any],
     assert run("stream") == 0
     nothing = {
         "speed": None, "engine": None, "mode": None, "until_us": None, "resume": False,
-        "wait": False, "take_over": False, "accept_lost": (),
+        "wait": False, "take_over": False, "accept_lost": (), "beam_flags": (),
     }  # fmt: skip
     assert called.options == nothing
     assert run("stream", "--speed", "60", "--engine", "prism", "--mode", "eager") == 0
@@ -217,6 +217,9 @@ def test_stream_options_are_passed_on(project: Path, stage: Callable[[str, Any],
     assert run("stream", *(word for one in lost for word in ("--accept-lost", one))) == 0
     assert called.options == {**nothing, "accept_lost": lost}
     assert run("stream", "--accept-lost", "everything") == 2
+    flags = ("--parallelism=2", "--object_reuse")
+    assert run("stream", "--engine", "flink", "--", *flags) == 0
+    assert called.options == {**nothing, "engine": "flink", "beam_flags": flags}
 
 
 def test_publish_and_wait_are_passed_on(project: Path, stage: Callable[[str, Any], Called]) -> None:
@@ -492,7 +495,7 @@ def test_a_configuration_error_exits_with_1(
     [
         ("no-such-command",),
         ("stream", "--speed", "0"),
-        ("stream", "--engine", "flink"),
+        ("stream", "--engine", "dataflow"),
         ("stream", "--until", "2026-03-05"),
         ("verify", "--sample", "-1"),
         ("verify", "--deadline", "-1"),

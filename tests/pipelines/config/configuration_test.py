@@ -362,7 +362,7 @@ def test_a_mistake_is_an_error_that_names_the_place_and_the_mend(
     ("more", "expected"),
     [
         ("stream: {poll_row: 5}", "stream: unknown key 'poll_row'; did you mean 'poll_rows'?"),
-        ("stream: {engine: flink}", "found 'flink', expected one of fnapi, prism"),
+        ("stream: {engine: spark}", "found 'spark', expected one of fnapi, prism, flink"),
         ("stream: {engine: bundle}", "found 'bundle', expected one of fnapi, prism"),
         ("stream: {mode: null}", "stream.mode: found null, expected a text"),
         ("stream: {speed: 0}", "stream.speed: found 0, expected a number above zero"),

@@ -146,17 +146,15 @@ class Replayed:
                 train=instant(BEGIN + 3 * HOUR), evaluate=instant(evaluate), stream=instant(end)
             )
         )
-        payments, checks = ["payment,paid_at,sent_at,card,amount"], []
-        for number in range(900):
-            at = instant(BEGIN + chance.randrange(6 * 3_600) * SECOND)
-            card = f"c-{chance.randrange(CARDS)}"
+        payments = ["payment,paid_at,sent_at,card,amount"]
+        for number, second in enumerate(sorted(chance.randrange(6 * 3_600) for _ in range(900))):
+            at, card = instant(BEGIN + second * SECOND), f"c-{chance.randrange(CARDS)}"
             payments.append(f"p-{number},{at},{at},{card},{chance.randrange(99_999) / 100}")
-        for number in range(REQUESTS):
-            # The last one is asked in the last second.
-            second = 2 * 3_600 - 1 if not number else chance.randrange(2 * 3_600)
-            at = instant(evaluate + second * SECOND)
-            checks.append(f"q-{number},{at},{at},c-{chance.randrange(CARDS)},1.5")
-        checks = ["check,asked_at,sent_at,card,wanted", *checks]
+        checks = ["check,asked_at,sent_at,card,wanted"]
+        seconds = [chance.randrange(2 * 3_600) for _ in range(REQUESTS - 1)]
+        for number, second in enumerate([*sorted(seconds), 2 * 3_600 - 1]):
+            at, card = instant(evaluate + second * SECOND), f"c-{chance.randrange(CARDS)}"
+            checks.append(f"q-{number},{at},{at},{card},1.5")
         (self.folder / "payments.csv").write_text("\n".join(payments) + "\n")
         (self.folder / "checks.csv").write_text("\n".join(checks) + "\n")
         self.run("backfill")
