@@ -64,11 +64,14 @@ class Reached(NamedTuple):
         as_of_us: All rows that were received before this instant.
         polls: The number of the last poll.
         positions: Source to the next position of each partition.
+        refused: The names of the outputs with the records that were rejected while the polls since
+            the savepoint before were read.
     """
 
     as_of_us: int
     polls: int
     positions: Mapping[str, list[int]]
+    refused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,6 +39,10 @@ def rejected_requests(request: str, lost: Unanswered) -> pa.RecordBatch:
         origins=[f"{request}/{lost.partition}:{at}" for at in positions.tolist()],
         payloads=[json.dumps(row, default=str).encode() for row in rows.to_pylist()],
     )
+
+
+PLACE: Final = ("stage", "stream", "partition", "position")
+"""The columns whose values in the first of some records name their output."""
 
 
 def are_of_log(records: pa.Table | pa.RecordBatch) -> BoolArray:

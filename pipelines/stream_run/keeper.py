@@ -250,7 +250,10 @@ class Keeper:
         polls = found.polls()
         releases = self._releases(polls)
         self._check_publications(releases)
-        return _Whole(found, self.entrance.reached(polls), releases)
+        reached = self.entrance.reached(polls)
+        if refused := reached.refused - self._outputs.refused:
+            raise _Incomplete(f"the rejected records {min(refused)} are not written")
+        return _Whole(found, reached, releases)
 
     def _releases(self, polls: int) -> Sequence[Mapping[str, Any]]:
         """Return the evidence of all releases of the segment."""

@@ -10,6 +10,7 @@ the savepoint before counts (`pipelines.stream_run.keeper`).
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,9 +65,11 @@ from tidemill.pipelines.io.live.set_aside import losses_of
 from tidemill.pipelines.io.live.steady_clock import SteadyClock, wall_clock_us
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
+from tidemill.pipelines.io.sinks import place_name
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.resume import Reached, Start
 from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream.rejected_by_stream import PLACE
 from tidemill.pipelines.stream_run.restarts import Stop
 from tidemill.pipelines.telemetry.polls_taken import PollsTaken
 from tidemill.pipelines.telemetry.reader_figures import ReaderFigures
@@ -123,6 +126,7 @@ class LiveInput:
         self._has_stopped = threading.Event()
         self._figures, self._taken = LiveFigures(), PollsTaken(figures_place())
         self._committed: CommittedOffsets | None = None
+        self._refused: dict[int, frozenset[str]] = {}
         self._build = current.build_folder
         self._log = stream_log(current)
         self._stop = current.stream_folder / STOP
@@ -231,6 +235,14 @@ class LiveInput:
             return Reached(handoff.as_of_us, polls, handoff.positions)
         # Another thread may be adding to the same log.
         live = LiveLog(self.live.folder, self.config.project)
+        if polls not in self._refused:  # before they are sealed
+            unsealed = live.polls.read(after=live.sealed().number)
+            names = (
+                place_name(one.rejected, PLACE)
+                for one in itertools.takewhile(lambda one: one.number <= logged, unsealed)
+                if one.rejected is not None
+            )
+            self._refused = {polls: frozenset(names)}
         sealed, topics = live.seal(self._build, until=logged), live.topics()
         if self._committed is not None:
             self._committed.note(
@@ -242,7 +254,8 @@ class LiveInput:
             else list(of_files)
             for name, of_files in handoff.positions.items()
         }
-        return Reached(live.received_us(logged) + 1, polls, positions)
+        received_us = live.received_us(logged)
+        return Reached(received_us + 1, polls, positions, self._refused[polls])
 
     def figures(self) -> dict[str, Any]:
         """Return what the reader adds to the summary, by source."""

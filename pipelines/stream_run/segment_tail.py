@@ -36,6 +36,7 @@ class SegmentTail:
 
     Attributes:
         requests: How many requests were answered or rejected.
+        refused: The names of the outputs with rejected records.
         releases: The evidence of each release, by view, shard and number.
         published: The releases whose publications are logged, likewise.
     """
@@ -48,6 +49,7 @@ class SegmentTail:
         self._stream, self._segment = stream, segment
         self._publications: dict[str, _Tail] = {}
         self.requests = 0
+        self.refused: set[str] = set()
         self.releases: dict[tuple[str, int, int], dict[str, Any]] = {}
         self.published: set[tuple[str, int, int]] = set()
 
@@ -61,6 +63,7 @@ class SegmentTail:
         for output in self._rejected.outputs():
             table = pa.Table.from_batches([output.rows])
             self.requests += unanswered(table, self._request)
+            self.refused.add(output.name)
         for output in self._releases.outputs():
             for line in output.rows.column(LINE).to_pylist():
                 entry = json.loads(line)

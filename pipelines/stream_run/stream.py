@@ -82,7 +82,7 @@ from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.infer import Infer
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.output_folders import join_outputs
-from tidemill.pipelines.stream.rejected_by_stream import rejected_requests
+from tidemill.pipelines.stream.rejected_by_stream import PLACE, rejected_requests
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.state_files import savepoint_folder
 from tidemill.pipelines.stream.wire_format import decode_unanswered
@@ -481,9 +481,8 @@ def wire(
     _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, segment))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     # Not flattened: FnApiRunner would hold the records back until the source ends.
-    places = ("stage", "stream", "partition", "position")
     for part, refusals in enumerate((valid[INVALID], unanswered, *refused)):
-        write = WriteOutputs(root / paths.REJECTED_BY_STREAM, places, segment)
+        write = WriteOutputs(root / paths.REJECTED_BY_STREAM, PLACE, segment)
         _ = (
             refusals
             | f"CountRejected{part}" >> beam.ParDo(CountRejected(featurize.figures))

@@ -40,6 +40,7 @@ class Polls:
     polls: list[Poll]
     asked: int = 0
     fails: Exception | None = None
+    refused: frozenset[str] = frozenset()
 
     def reached(self, polls: int) -> Reached:
         self.asked += 1
@@ -48,7 +49,7 @@ class Polls:
         positions: dict[str, list[int]] = {}
         for part in self.polls[polls - 1].parts:
             positions.setdefault(part.source, []).append(part.stop)
-        return Reached(self.polls[polls - 1].sent_us + polls, polls, positions)
+        return Reached(self.polls[polls - 1].sent_us + polls, polls, positions, self.refused)
 
 
 @dataclass
@@ -194,6 +195,10 @@ def _offline(ran: Marked) -> None:
         path.unlink()
 
 
+def _rejected(ran: Marked) -> None:
+    ran.polls.refused = frozenset({"validate-scans-0-17"})
+
+
 def _online(ran: Marked) -> None:
     shutil.copy(ran.config.root / "before.db", ran.config.root / "online.db")
 
@@ -206,6 +211,7 @@ def _online(ran: Marked) -> None:
         (_publication, r"the publications of release \d+ of view '\w+', shard \d, are not logged"),
         (_prediction, r"of \d+ requests, \d+ are answered or rejected"),
         (_doubled_prediction, r"of \d+ requests, \d+ are answered or rejected"),
+        (_rejected, "the rejected records validate-scans-0-17 are not written"),
         (_offline, "the offline log is behind the releases of view 'zone', shard"),
         (_online, "the online store is behind the releases of view"),
     ],
