@@ -9,6 +9,7 @@ from typing import Final
 from tidemill.features.errors import EngineLost
 from tidemill.pipelines.engines.choosing import EngineChoice
 from tidemill.pipelines.engines.flink import check_cluster
+from tidemill.pipelines.engines.flink_flags import check_flags
 
 MOST: Final = 10
 """So often a job may be lost that has not reached another savepoint."""
@@ -57,9 +58,12 @@ class Restarts:
 
         Raises:
             ClusterUnreachable: It does not.
+            WrongBeamFlag: It does not know a flag.
         """
-        if choice.flink is not None:
-            check_cluster(choice.flink, PATIENCE_S if self.count else 0.0)
+        if choice.flink is None:
+            return
+        check_cluster(choice.flink, PATIENCE_S if self.count else 0.0)
+        check_flags(choice.flink.job_server, choice.flink.flags)
 
     def begin(self, segment: int) -> None:
         """Note with which segment a job begins: one behind another savepoint has all attempts."""

@@ -33,10 +33,13 @@ from tidemill.features.errors import (
     DamagedState,
     WorkerCodeDiffers,
     WorkerLacksModule,
+    WrongBeamFlag,
 )
 from tidemill.pipelines.engines.choosing import choose_engine
+from tidemill.pipelines.engines.flink_flags import check_flags
 from tidemill.pipelines.engines.stream_job import stream_job
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.servers.kafka_settings import HOST
 from tidemill.pipelines.stream.output_folders import join_outputs
 
 BEGIN = 1_790_000_000 * SECOND // MINUTE * MINUTE
@@ -85,6 +88,13 @@ def test_up_again_leaves_what_runs_and_starts_what_was_killed(up: TestCluster) -
         assert others == {key: one.pid for key, one in before.items() if key != name}
         assert all(up.running[key].seconds is None for key in others)
         before = dict(up.running)
+
+
+def test_a_flag_that_nobody_knows_is_refused_with_the_nearest_one(up: TestCluster) -> None:
+    server = f"{HOST}:{up.ports.job}"
+    check_flags(server, ["--object_reuse", "--max_bundle_size=10", "--experiments=x"])
+    with pytest.raises(WrongBeamFlag, match="knows --max_bundle_sise: did you mean 'max_bundle_s"):
+        check_flags(server, ["--max_bundle_sise=10"])
 
 
 # Jobs.
