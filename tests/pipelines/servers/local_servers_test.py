@@ -157,6 +157,9 @@ def test_a_port_of_another_program_is_named_and_that_program_left_alone(
         ended.is_explained(f"port {foreign.port}", f"process {pid}", "end it yourself")
         ended = run("up", "--folder", str(folder), "--no-redis", "--kafka-port", str(foreign.port))
         ended.is_explained(f"port {foreign.port}", f"process {pid}", "end it yourself")
+        no_others = ["--no-kafka", "--no-redis", "--flink", "--flink-port", str(foreign.port)]
+        ended = run("up", "--folder", str(folder), *no_others)
+        ended.is_explained("Flink JobManager cannot listen", f"process {pid}", "end it yourself")
         assert run("down", "--folder", str(folder)).status == 0
         assert foreign.client().ping()
 
