@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from tidemill.pipelines.archive.archiving import LOCK as ARCHIVE_LOCK
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.engines.flink_jobs import end_jobs
 from tidemill.pipelines.forget.linked_copy import Changes
 from tidemill.pipelines.forget.record import FORGOTTEN, WORK, ForgetRecord, remove_work, working
 from tidemill.pipelines.forget.rewrite_archive import copy_of_archive
@@ -39,7 +40,7 @@ from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.proof_record import LOCK as PROOF_LOCK
 from tidemill.serving.files.locks import lock
-from tidemill.serving.generations.current import GENERATIONS
+from tidemill.serving.generations.current import ENGINE_JOBS, GENERATIONS
 
 _COMMAND: Final = "tidemill forget"
 _STORE: Final = "rows of the online store"
@@ -102,6 +103,8 @@ def _alone(config: Configuration) -> Iterator[None]:
             locks.append(root / paths.PROOF / PROOF_LOCK)
         for path in locks:
             held.enter_context(lock(path, doing, command=_COMMAND))
+        for folder in generations_of(root):
+            end_jobs(folder / ENGINE_JOBS)  # of a stream that was killed: its workers may write
         if (root / paths.MENDED_LIVE).exists():
             held.enter_context(alone(root, command=_COMMAND))
         held.enter_context(working(root, _COMMAND))

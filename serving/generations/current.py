@@ -33,6 +33,9 @@ GENERATIONS: Final = "generations"
 _FORMER: Final = ("log", "states")
 """Folders below the root of a version without generations."""
 
+ENGINE_JOBS: Final = "jobs"
+"""The folder, in that of a generation, of jobs whose workers are other processes."""
+
 
 @dataclass(frozen=True)
 class Current:
@@ -70,7 +73,7 @@ class Current:
     @property
     def engine_jobs(self) -> Path:
         """Folder of jobs whose workers are other processes, while they run."""
-        return self.folder / "jobs"
+        return self.folder / ENGINE_JOBS
 
     @property
     def stream_lock(self) -> Path:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from tests.support.markdown import ROOT
 from tidemill.features.errors import (
     ClusterUnreachable,
     DamagedState,
@@ -11,6 +19,7 @@ from tidemill.features.errors import (
     UnknownEngine,
     WrongBeamFlag,
 )
+from tidemill.pipelines.engines import flink_jobs
 from tidemill.pipelines.engines.choosing import Engine, EngineChoice, choose_engine
 from tidemill.pipelines.engines.failures import original
 from tidemill.pipelines.engines.flink import (
@@ -19,8 +28,10 @@ from tidemill.pipelines.engines.flink import (
     read_flags,
     worker_error,
 )
+from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.servers.kafka_settings import HOST
 from tidemill.pipelines.servers.ports import ReservedPort
+from tidemill.pipelines.servers.processes import running_process
 from tidemill.pipelines.stream_run.restarts import MOST, Restarts
 
 
@@ -102,6 +113,38 @@ def test_the_error_of_a_worker_is_found_in_the_text_of_java() -> None:
     found = original(RuntimeError(said))
     assert type(found).__name__ == "WorkerLacksModule"
     assert str(found) == "a worker cannot import the project 'shop:project'"
+
+
+def test_workers_that_a_killed_program_has_left_are_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flink_jobs, "_EXIT_S", 0.1)
+    code = (
+        "import json, socket, sys\n"
+        "from pathlib import Path\n"
+        "from tidemill.pipelines.io.attempts import Attempt\n"
+        "Attempt(Path(sys.argv[1])).take_up_work(json.loads(sys.stdin.readline()))\n"
+        "print('works', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    attempt = Attempt.below(tmp_path)
+    with attempt.submitted():
+        command = [sys.executable, "-c", code, str(attempt.folder)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        ) as worker:
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            me = running_process(worker.pid)
+            assert me is not None
+            said = {"pid": me.pid, "started": me.started, "host": socket.gethostname()}
+            worker.stdin.write(json.dumps(said) + "\n")
+            worker.stdin.flush()
+            assert worker.stdout.readline() == "works\n"
+            flink_jobs.end_jobs(tmp_path)
+            assert not me.is_alive()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lost_process_is_no_error_of_a_worker() -> None:
