@@ -47,10 +47,10 @@ CONFIGURATION = Path("tidemill.yaml")
 @click.option(
     "--flink-port",
     metavar="PORT",
-    type=click.IntRange(1, 65_533),
+    type=click.IntRange(1, 65_534),
     default=8081,
     show_default=True,
-    help="Port of Flink's REST interface on 127.0.0.1; the two after it are used too.",
+    help="Port of Flink's REST interface on 127.0.0.1; the one after it is used too.",
 )
 @click.option(
     "--job-port",

@@ -210,8 +210,13 @@ class TaskManager(ClusterServer):
 
     @property
     def port(self) -> int:
-        """The port with which the JobManager speaks to it."""
-        return self.ports.taskmanager
+        """The port on which the JobManager tells that it is there; its own are chosen anew."""
+        return self.ports.rest
+
+    @property
+    def listens(self) -> Sequence[int]:
+        """All ports that must be free before it starts."""
+        return ()
 
     @property
     def _id_file(self) -> Path:

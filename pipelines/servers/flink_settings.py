@@ -51,8 +51,7 @@ class FlinkPorts:
     """The ports of a cluster, on 127.0.0.1.
 
     Attributes:
-        rest: Of the JobManager's REST interface; the two after it are those with which JobManager
-            and TaskManager speak to each other.
+        rest: Of the JobManager's REST interface; with the one after it the TaskManager speaks.
         job: Where the job server takes jobs; the one after it is where workers get artifacts.
         workers: Where the worker pool is asked for workers.
     """
@@ -65,11 +64,6 @@ class FlinkPorts:
     def jobmanager(self) -> int:
         """The port of the JobManager."""
         return self.rest + 1
-
-    @property
-    def taskmanager(self) -> int:
-        """The port of the TaskManager."""
-        return self.rest + 2
 
     @property
     def artifacts(self) -> int:
@@ -95,7 +89,8 @@ def flink_settings(folder: Path, ports: FlinkPorts) -> str:
         "web.submit.enable": "false",
         "taskmanager.host": HOST,
         "taskmanager.bind-host": HOST,
-        "taskmanager.rpc.port": ports.taskmanager,
+        # Another one each time: a JobManager may not reach a new one where one was that is gone.
+        "taskmanager.rpc.port": 0,
         "taskmanager.cpu.cores": 1,
         "taskmanager.numberOfTaskSlots": SLOTS,
         "taskmanager.registration.timeout": "30 d",

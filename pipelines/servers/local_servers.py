@@ -24,7 +24,12 @@ from pathlib import Path
 from typing import Final
 
 from tidemill.features.errors import ConfigurationError, ServerNotStarted
-from tidemill.pipelines.servers.flink_cluster import SERVERS, ClusterServer
+from tidemill.pipelines.servers.flink_cluster import (
+    SERVERS,
+    ClusterServer,
+    JobManager,
+    TaskManager,
+)
 from tidemill.pipelines.servers.flink_settings import FlinkPorts
 from tidemill.pipelines.servers.kafka_broker import STOP_S, KafkaBroker
 from tidemill.pipelines.servers.kafka_settings import HOST
@@ -164,7 +169,17 @@ class LocalServers:
         """
         for kind in SERVERS:
             server = kind(self.folder / FLINK, ports)
-            yield self._start(server.name, server.port, server)
+            started = self._start(server.name, server.port, server)
+            yield started
+            if kind is JobManager and started.seconds is not None:
+                # Its tasks are lost with the JobManager, and it may not find the new one.
+                self._end(TaskManager.name)
+
+    def _end(self, name: str) -> None:
+        with self._alone(f"start or stop the servers of {self.folder}"):
+            if (known := self._recorded().get(name)) is not None:
+                known.process.end(0.0)
+                self._forget(name)
 
     def _start(
         self, name: str, port: int, server: KafkaBroker | RedisServer | ClusterServer
