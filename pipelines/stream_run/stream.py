@@ -19,7 +19,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -95,7 +95,7 @@ from tidemill.pipelines.stream_run.replay_input import ReplayInput, recorded_cut
 from tidemill.pipelines.stream_run.restarts import Restarts, Stop
 from tidemill.pipelines.stream_run.segment_tail import check_end
 from tidemill.pipelines.stream_run.short_turns import short_turns
-from tidemill.pipelines.stream_run.whole import WholeAtEnd, whole_at_savepoint
+from tidemill.pipelines.stream_run.whole import kept_beside, whole
 from tidemill.pipelines.telemetry.metrics import EARLY, REPEATS
 from tidemill.pipelines.telemetry.rejected_figures import CountRejected
 from tidemill.pipelines.telemetry.running import (
@@ -335,7 +335,7 @@ def _run(
         short_turns(),
         kept_memory(),
         rare_collections(),
-        _kept(keeper, entrance, choice),
+        kept_beside(keeper, entrance, choice),
         entrance.reading(keeper),
     ):
         stage.note(choice.why)
@@ -344,7 +344,9 @@ def _run(
         with stream_job(choice, project.name, *shown, jobs) as job, delivery.taking():
             pipeline = job.pipeline()
             wire(pipeline, config, entrance, featurize, bundle, start, delivery, job.attempt)
-            result = job.run(pipeline, _whole(keeper, entrance, featurize))
+            result = job.run(
+                pipeline, whole(keeper, entrance, len(project.views) * featurize.shards)
+            )
             delivery.take_left()
         delivery.flush()
         if entrance.ends:
@@ -361,34 +363,6 @@ def _run(
     if choice.has_workers:  # the metrics of a job that was cancelled are not to be had
         return {name: counted_so_far(metric) for name, metric in counted.items()}
     return {name: counted_by_beam(result, metric) for name, metric in counted.items()}
-
-
-def _kept(
-    keeper: Keeper, entrance: ReplayInput | LiveInput, choice: EngineChoice
-) -> AbstractContextManager[None]:
-    """Return the block in which savepoints are kept beside the job, where somebody waits for them.
-
-    A replay waits for one only if its job does not end by itself.
-    """
-    if entrance.stop is not None:
-        return keeper.keeping(entrance.stop.set)
-    if choice.has_workers and not entrance.ends:
-        return keeper.keeping(lambda: None)
-    return nullcontext()
-
-
-def _whole(
-    keeper: Keeper, entrance: ReplayInput | LiveInput, featurize: FeaturizeOptions
-) -> Callable[[], bool]:
-    """Return what tells whether all outputs of a run are written."""
-    delivery, project = keeper.delivery, keeper.config.project
-    if isinstance(entrance, LiveInput) or not entrance.ends:
-        return whole_at_savepoint(keeper, entrance, delivery)
-    stream, shards = keeper.start.current.stream_folder, len(project.views) * featurize.shards
-    came = entrance.taken().rows_of(project.request.name)
-    releases = shards * (entrance.last_poll - keeper.kept.polls)
-    requests = keeper.waiting + came
-    return WholeAtEnd(stream, project, entrance.segment, requests, releases, delivery)
 
 
 def _counted(counts: Mapping[str, EventCounts]) -> dict[str, Any]:

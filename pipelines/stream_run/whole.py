@@ -7,38 +7,59 @@ ended by somebody else has not said so: only what is written tells.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Protocol
 
 from tidemill.features.definitions import Project
 from tidemill.pipelines.delivery.delivery import Delivery
+from tidemill.pipelines.engines.choosing import EngineChoice
 from tidemill.pipelines.recovery.release_log import place_of
 from tidemill.pipelines.stream_run.keeper import Keeper
+from tidemill.pipelines.stream_run.live_input import LiveInput
+from tidemill.pipelines.stream_run.replay_input import ReplayInput
 from tidemill.pipelines.stream_run.segment_tail import SegmentTail
 
 
-class Stopping(Protocol):
-    """An input that stops at a savepoint."""
+def kept_beside(
+    keeper: Keeper, entrance: ReplayInput | LiveInput, choice: EngineChoice
+) -> AbstractContextManager[None]:
+    """Return the block in which savepoints are kept beside the job, where somebody waits for them.
 
-    @property
-    def has_stopped(self) -> bool:
-        """Whether the last segment is known."""
-
-    @property
-    def last_segment(self) -> int:
-        """The number of the last segment."""
-
-
-def whole_at_savepoint(
-    keeper: Keeper, entrance: Stopping, delivery: Delivery
-) -> Callable[[], bool]:
-    """Return what tells whether the last savepoint counts, or raises why it never will.
+    A replay waits for one only if its job does not end by itself.
 
     Args:
-        keeper: Keeps the savepoints, in a thread.
+        keeper: Keeps the savepoints.
         entrance: The input.
-        delivery: The topics.
+        choice: The engine.
     """
+    if entrance.stop is not None:
+        return keeper.keeping(entrance.stop.set)
+    if choice.has_workers and not entrance.ends:
+        return keeper.keeping(lambda: None)
+    return nullcontext()
+
+
+def whole(keeper: Keeper, entrance: ReplayInput | LiveInput, shards: int) -> Callable[[], bool]:
+    """Return what tells whether all outputs of a run are written.
+
+    Args:
+        keeper: Keeps the savepoints, in a thread, if the run stops at one.
+        entrance: The input.
+        shards: How many (view, shard) there are.
+    """
+    delivery, project = keeper.delivery, keeper.config.project
+    if isinstance(entrance, LiveInput) or not entrance.ends:
+        return _whole_at_savepoint(keeper, entrance, delivery)
+    came = entrance.taken().rows_of(project.request.name)
+    releases = shards * (entrance.last_poll - keeper.kept.polls)
+    stream, requests = keeper.start.current.stream_folder, keeper.waiting + came
+    return _WholeAtEnd(stream, project, entrance.segment, requests, releases, delivery)
+
+
+def _whole_at_savepoint(
+    keeper: Keeper, entrance: ReplayInput | LiveInput, delivery: Delivery
+) -> Callable[[], bool]:
+    """Return what tells whether the last savepoint counts, or raises why it never will."""
 
     def is_whole() -> bool:
         if keeper.failed is not None:
@@ -49,7 +70,7 @@ def whole_at_savepoint(
     return is_whole
 
 
-class WholeAtEnd:
+class _WholeAtEnd:
     """Tells whether the last segment of a stream that ends is written.
 
     Args:
