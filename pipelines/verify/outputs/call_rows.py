@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import Int64Array
+from tidemill.serving.bundles.saved_model import MAX_ROWS, padded_rows
 
 UNKNOWN_ROW: Final = -1
 """In place of the row, of a prediction whose file does not say it."""
@@ -66,3 +67,45 @@ def rows_of_calls(rows: pa.Array, shape: int) -> Iterator[Int64Array]:
         others = others[len(free) :]
         yield placed
         call += 1
+
+
+def calls_with_others(
+    rows: pa.Array, padded: pa.Array, own: pa.Array
+) -> list[tuple[int, Int64Array]] | None:
+    """Return the calls of a batch of which some rows are gone, as what is left says it.
+
+    Args:
+        rows: The row of its call that each prediction was, in the order of the batch.
+        padded: The padded rows of its call.
+        own: The row that each would be if the batch had nothing else.
+
+    Returns:
+        For each call its padded rows, and the rows that are left of it; None if what is said
+        cannot be of such a batch.
+
+    >>> calls_with_others(pa.array([0, 2, 9]), pa.array([16, 16, 16]), pa.array([0, 1, 2]))
+    [(16, array([0, 2, 9]))]
+    >>> calls_with_others(pa.array([0, 0]), pa.array([8, 8]), pa.array([0, 1])) is None
+    True
+    """
+    if rows.null_count or padded.null_count:
+        return None
+    said, shapes, alone = (one.to_numpy() for one in (rows, padded, own))
+    # A long batch is cut into calls; the next begins where rows begin anew.
+    starts = np.flatnonzero(np.diff(said, prepend=MAX_ROWS) <= 0)
+    before = np.flatnonzero(np.diff(alone, prepend=MAX_ROWS) <= 0)
+    call = np.searchsorted(starts, np.arange(len(said)), "right") - 1
+    place = said + call * MAX_ROWS
+    least = alone + (np.searchsorted(before, np.arange(len(said)), "right") - 1) * MAX_ROWS
+    if len(said) == 0 or (said < 0).any() or (np.diff(place - least, prepend=0) < 0).any():
+        return None
+    calls = []
+    for number, start in enumerate(starts.tolist()):
+        mine = slice(start, starts[number + 1] if number + 1 < len(starts) else len(said))
+        shape = int(shapes[start])
+        is_last = number + 1 == len(starts)
+        wanted = {padded_rows(n) for n in range(1, MAX_ROWS + 1)} if is_last else {MAX_ROWS}
+        if shape not in wanted or (shapes[mine] != shape).any() or said[mine][-1] >= shape:
+            return None
+        calls.append((shape, said[mine]))
+    return calls

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.forget.record import forgotten_rows
 from tidemill.pipelines.io.log import PARTITION, POSITION
 from tidemill.pipelines.publish.changes import append_changes
 from tidemill.pipelines.publish.newest_rows import runs_by_shard
@@ -80,7 +81,14 @@ def compare_outputs(
                 f"{beyond.count:,} outputs of {stream} are of polls that no savepoint has sealed "
                 "yet, and are not compared"
             )
-    scores = PredictionCheck(config.root, project, predictions, of_scores, is_scored=run.scored)
+    scores = PredictionCheck(
+        config.root,
+        project,
+        predictions,
+        of_scores,
+        is_scored=run.scored,
+        has_forgotten=forgotten_rows(config.root, config.current.generation) > 0,
+    )
     numbers = {
         bytes.fromhex(entry["mark"]): number
         for (*_, number), entries in releases.found.items()

@@ -27,7 +27,11 @@ from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream.infer import predictions
 from tidemill.pipelines.stream.output_folders import STAMPS
 from tidemill.pipelines.verify.findings import Findings, Mismatch
-from tidemill.pipelines.verify.outputs.call_rows import UNKNOWN_ROW, rows_of_calls
+from tidemill.pipelines.verify.outputs.call_rows import (
+    UNKNOWN_ROW,
+    calls_with_others,
+    rows_of_calls,
+)
 from tidemill.pipelines.verify.outputs.differences import differing, shown
 from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.serving.bundles.current import BUNDLES
@@ -87,6 +91,8 @@ class PredictionCheck:
         found: The predictions.
         findings: Takes the mismatches.
         is_scored: Whether the stream had a model.
+        has_forgotten: Whether requests were forgotten: they were in calls, which have fewer rows
+            when they are repeated.
 
     Attributes:
         scores: How many scores were compared.
@@ -103,13 +109,16 @@ class PredictionCheck:
         findings: Findings,
         *,
         is_scored: bool = True,
+        has_forgotten: bool = False,
     ) -> None:
         self._root, self._project, self._findings = root, project, findings
         self._found, self._is_scored = one_batch(found), is_scored
+        self._has_forgotten = has_forgotten
         places = places_of(self._found, "partition", "position")
         self._order = np.argsort(places, kind="stable")
         self._places = places[self._order]
         self._scorers: dict[str, Scorer | str] = {}
+        self._inputs = [*project.request.inputs, *(column.name for column in project.columns)]
         self.scores = self.elsewhere = self.near = 0
         self.nearest: list[Near] = []
         # Ids, inputs and features are compared with the sources (`compare_predictions`).
@@ -133,8 +142,34 @@ class PredictionCheck:
             self._note_all(found, "bundle_version", version, "a bundle of this root", scorer)
             return
         expected = predictions(self._project, scorer, answered, 0).filter(pa.array(there))
+        if scorer is not None and self._has_forgotten:
+            expected = self._beside_forgotten(found, expected, scorer)
         self.scores += found.num_rows if self._is_scored else 0
         self._compare(found, expected, scorer)
+
+    def _beside_forgotten(
+        self, found: pa.RecordBatch, expected: pa.RecordBatch, scorer: Scorer
+    ) -> pa.RecordBatch:
+        """Return what is expected, scored in calls that had further rows, if they can have been."""
+        said, padded = (found.column(name) for name in ("call_row", "padded_rows"))
+        own = expected.column("call_row")
+        if said.equals(own) and padded.equals(expected.column("padded_rows")):
+            return expected
+        if pc.all(pc.equal(said, UNKNOWN_ROW)).as_py():  # of an earlier version
+            shape = pc.max_element_wise(padded, expected.column("padded_rows"))
+            return _with_columns(expected, {"padded_rows": shape})
+        if (calls := calls_with_others(said, padded, own)) is None:
+            return expected
+        scores, start = [], 0
+        for shape, rows in calls:
+            whole = np.full(shape, start)
+            whole[rows] = np.arange(start, start + len(rows))
+            inputs = expected.select(self._inputs).take(pa.array(whole))
+            scores.append(scorer.score(inputs)[rows])
+            start += len(rows)
+        score = pa.array(np.concatenate(scores))
+        columns = {"score": score, "call_row": said, "padded_rows": padded}
+        return _with_columns(expected, columns)
 
     def take_served(self) -> None:
         """Compare the scores of all predictions with those that the bundle gives their features.
@@ -163,13 +198,12 @@ class PredictionCheck:
         shape = padded if padded is not None and padded in range(1, MAX_ROWS + 1) else MAX_ROWS
         shape = int(scorer.padded_rows(shape)[0])
         rows = rows_of_calls(found.column("call_row"), shape)
-        inputs = [*self._project.request.inputs, *(one.name for one in self._project.columns)]
         by = scorer.stamps
         for call in rows:
             # What other rows of a call hold does not matter.
             is_mine = call >= 0
             whole = np.where(is_mine, call, call.max())
-            score = scorer.score(found.select(inputs).take(pa.array(whole)))
+            score = scorer.score(found.select(self._inputs).take(pa.array(whole)))
             some = found.take(pa.array(call[is_mine]))
             right: dict[str, Any] = {
                 "bundle_version": by.bundle,

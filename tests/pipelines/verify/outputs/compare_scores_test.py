@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from tidemill.pipelines.stream.answer_join import answered_schema
 from tidemill.pipelines.stream.infer import predictions
 from tidemill.pipelines.verify.compare_predictions import patterns
 from tidemill.pipelines.verify.findings import Findings, Mismatch
-from tidemill.pipelines.verify.outputs.call_rows import with_call_rows
+from tidemill.pipelines.verify.outputs.call_rows import calls_with_others, with_call_rows
 from tidemill.pipelines.verify.outputs.compare_scores import PredictionCheck
 from tidemill.serving.bundles.inference import Scorer, shared_scorer
+from tidemill.serving.bundles.saved_model import MAX_ROWS
 
 PROJECT = given.PROJECT
 ROWS = 20
@@ -240,3 +242,48 @@ def test_predictions_of_earlier_versions_may_differ_in_their_last_bits(
     assert [one.what for one in listed] == ["score"]
     listed, found = check(root, with_call_rows(served(scorer).drop_columns(["call_row"])))
     assert (listed, found.scores, found.elsewhere) == ([], ROWS, ROWS)
+
+
+GONE = (0, 3, 4, 11, 19)
+"""The requests of the call that were forgotten."""
+
+
+@pytest.mark.parametrize("gone", [GONE, range(2, ROWS), range(12)])
+def test_a_call_of_which_requests_were_forgotten_is_repeated_with_others_in_their_places(
+    root: Path, scorer: Scorer, gone: Sequence[int]
+) -> None:
+    kept = pa.array([row for row in range(ROWS) if row not in gone])
+    batch, table = answered().take(kept), served(scorer).take(kept)
+
+    def compared(table: pa.Table, *, has_forgotten: bool = True) -> list[str]:
+        findings = Findings()
+        check = PredictionCheck(root, PROJECT, table, findings, has_forgotten=has_forgotten)
+        check.take(batch)
+        assert check.scores == len(table)
+        return sorted({one.what for one in findings.listed})
+
+    assert compared(table) == []
+    assert set(compared(table, has_forgotten=False)) & {"call_row", "padded_rows"}
+    assert compared(changed(table, "score", 0, one_bit)) == ["score"]
+    for column, value in (("padded_rows", 4), ("call_row", 40), ("call_row", None)):
+        assert column in compared(changed(table, column, 1, value))
+    older = with_call_rows(table.drop_columns(["call_row"]))
+    assert compared(older) == []
+
+
+def test_a_long_batch_of_which_rows_are_gone_was_cut_where_rows_begin_anew() -> None:
+    places = np.concatenate([np.arange(MAX_ROWS), np.arange(9)])
+    shapes = np.repeat([MAX_ROWS, 16], [MAX_ROWS, 9])
+    kept = np.sort(np.random.default_rng(1).choice(len(places), 3_000, replace=False))
+    kept = np.union1d(kept, [MAX_ROWS + 3])
+    own = np.arange(len(kept))
+    calls = calls_with_others(pa.array(places[kept]), pa.array(shapes[kept]), pa.array(own))
+    assert calls is not None
+    assert [shape for shape, _ in calls] == [MAX_ROWS, 16]
+    assert np.concatenate([rows for _, rows in calls]).tolist() == places[kept].tolist()
+    # What cannot have been: a smaller call before another one, and two rows in one place.
+    shapes[0] = 16
+    wrong = pa.array(places[kept]), pa.array(np.full(len(kept), 16)), pa.array(own)
+    assert calls_with_others(*wrong) is None
+    same = pa.array([1, 1]), pa.array([8, 8]), pa.array([0, 1])
+    assert calls_with_others(*same) is None
