@@ -72,11 +72,11 @@ sources:
   payments:
     files: [payments.csv]
     received: sent_at
-    kafka: {{bootstrap: "{bootstrap}", topic: {payments}, format: {format}, client: {client}}}
+    kafka: {{bootstrap: "{bootstrap}", topic: {payments}, format: {format}}}
   checks:
     files: [checks.csv]
     received: sent_at
-    kafka: {{bootstrap: "{bootstrap}", topic: {checks}, format: {format}, client: {client}}}
+    kafka: {{bootstrap: "{bootstrap}", topic: {checks}, format: {format}}}
 splits: {{train_until: "{train_until}", evaluate_until: "{until}"}}
 online_store: {{type: sqlite, path: online.db}}
 stream: {{engine: {engine}, mode: {mode}, savepoint_every: {savepoint_every}}}
@@ -84,8 +84,8 @@ stream: {{engine: {engine}, mode: {mode}, savepoint_every: {savepoint_every}}}
 
 SINKS: Final = """
 predictions:
-  kafka: {{bootstrap: "{bootstrap}", topic: {predictions}, compression: gzip, client: {client}}}
-rejected: {{kafka: {{bootstrap: "{bootstrap}", topic: {rejected}, client: {client}}}}}
+  kafka: {{bootstrap: "{bootstrap}", topic: {predictions}, compression: gzip}}
+rejected: {{kafka: {{bootstrap: "{bootstrap}", topic: {rejected}}}}}
 """
 
 CARDS: Final = 20
@@ -116,7 +116,7 @@ class LiveProject:
         format: The format of the messages of the sources; `produce` makes JSON.
         shards: How many shards each view has.
         ago: How many minutes ago the histories end.
-        client: The client library that reads and writes topics.
+        client: The client library that reads and writes topics; empty for the default.
         alone: Whether streams and proofs are processes of nothing but their own, which import all
             anew: benchmarks measure these.
         flags: The last arguments of a stream.
@@ -134,7 +134,7 @@ class LiveProject:
     format: str = "json"
     shards: int = 2
     ago: float = 2
-    client: str = "kafka-python"
+    client: str = ""
     alone: bool = False
     flags: Sequence[str] = ()
     sent: dict[str, int] = field(default_factory=lambda: {"payments": 0, "checks": 0})
@@ -159,7 +159,6 @@ class LiveProject:
                 savepoint_every=self.savepoint_every,
                 format=self.format,
                 shards=self.shards,
-                client=self.client,
             )
         )
         if self.sinks:
@@ -168,8 +167,11 @@ class LiveProject:
                 2, max_message_bytes=self.rejected_bytes
             )
             with (self.folder / "tidemill.yaml").open("a") as file:
-                how = {"bootstrap": self.broker.bootstrap, "client": self.client}
-                file.write(SINKS.format(**how, **self.topics))
+                file.write(SINKS.format(bootstrap=self.broker.bootstrap, **self.topics))
+        if self.client:
+            yaml = self.folder / "tidemill.yaml"
+            client = f"kafka: {{client: {self.client}, "
+            yaml.write_text(yaml.read_text().replace("kafka: {", client))
         begin_us = self.until_us - 60 * MINUTE
         times = sorted(self.random.randrange(begin_us, self.until_us - SECOND) for _ in range(400))
         paid = [self._payment(f"h-{n}", at) for n, at in enumerate(times)]

@@ -46,7 +46,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configuration:
         CONFIGURATION.format(
             bootstrap="127.0.0.1:1", payments="paid", checks="asked", engine="fnapi", mode="exact",
             train_until="2026-11-01T00:00:00Z", until="2026-11-02T00:00:00Z", savepoint_every="10m",
-            format="json", shards=2, client="kafka-python",
+            format="json", shards=2,
         )
     )  # fmt: skip
     return dataclasses.replace(load(tmp_path / "tidemill.yaml"), metrics=MetricsPage("127.0.0.1:0"))
