@@ -50,7 +50,7 @@ class Broker:
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     broker = Broker()
-    monkeypatch.setattr(module, "choose_client", lambda: broker)
+    monkeypatch.setattr(module, "choose_client", lambda _: broker)
     return broker
 
 

@@ -29,11 +29,11 @@ from tests.support.streaming_project import (
 )
 from tidemill.features.contract import TIME_MIN
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.engines import stream_job
 from tidemill.pipelines.engines.options import pipeline_options
 from tidemill.pipelines.publish.store_writer import StoreWriter
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream.featurize import _Operate
-from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.rows import KeySpace
@@ -109,7 +109,7 @@ def test_operators_in_other_processes_mend_a_store_that_loses_everything(
     def not_here(*_: Any) -> None:
         raise AssertionError("the driver operates")
 
-    monkeypatch.setattr(stream_module, "pipeline_options", in_other_processes)
+    monkeypatch.setattr(stream_job, "pipeline_options", in_other_processes)
     monkeypatch.setattr(_Operate, "work", not_here)
     monkeypatch.setattr(StoreWriter, "write", not_here)
     with running(tmp_path / "redis", {"appendonly": "yes", "appendfsync": "always"}) as server:
