@@ -409,7 +409,7 @@ class LiveReader:
         for message in messages:
             source, place = self._sources[message.stream], (message.stream, message.place.partition)
             at, log = self._at[place], self._partitions.log_of(place)
-            judged, of_log = source.judged(place[1]), source.log_partition(place[1])
+            judged, of_log = source.judged(place[1]), log[1]
             assert source.rows is not None
             waiting = rows.setdefault(log, [])
             position = self._of_log[log].position + sum(batch.num_rows for batch in waiting)
@@ -451,7 +451,7 @@ class LiveReader:
                 parts.append(PollPart(name, partition, length, length, TIME_MAX, None))
                 continue
             source = self._sources[name]
-            place = name, partition - source.first
+            place = name, partition
             at, batch = self._of_log[place], None
             start = at.position
             if place in rows:

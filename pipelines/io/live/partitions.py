@@ -25,7 +25,7 @@ from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.poll import Poll
 
 Place: TypeAlias = tuple[str, int]
-"""A source's name, and the number of a partition of its topic; of its log where that is said."""
+"""A source's name, and the number that a partition has in its topic, or in its log."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Partitions:
 
     Attributes:
         of_topic: Those of the topics, by the number that the topic gives.
-        of_log: Those of the logs, by the number among those that are of the topic.
+        of_log: Those of the logs that are of topics, by the number that the log gives.
         ends_before: Where those of the topics ended at the check before the last.
     """
 
@@ -83,7 +83,7 @@ class Partitions:
         self._sources, self._pace = sources, pace
         self.of_topic: dict[Place, TopicPartition] = {}
         self.of_log = {
-            (name, number): LogPartition()
+            (name, source.log_partition(number)): LogPartition()
             for name, source in sources.items()
             for number in range(source.partitions)
         }
@@ -92,11 +92,9 @@ class Partitions:
             for offset in of_source:
                 self.add(name, offset)
 
-    def add(self, name: str, offset: int) -> int:
-        """Add the next partition of a topic, read from a position on; return its number."""
-        number = self.count(name)
-        self.of_topic[name, number] = TopicPartition(offset)
-        return number
+    def add(self, name: str, offset: int) -> None:
+        """Add the next partition of a topic, read from a position on."""
+        self.of_topic[name, self.count(name)] = TopicPartition(offset)
 
     def count(self, name: str) -> int:
         """Return how many partitions of a source's topic are read."""
@@ -105,7 +103,7 @@ class Partitions:
     def log_of(self, place: Place) -> Place:
         """Return the partition of the log that a partition of a topic is written to."""
         name, number = place
-        return name, number % self._sources[name].partitions
+        return name, self._sources[name].log_partition(number)
 
     def restore(self, last: LoggedPoll, poll: Poll) -> None:
         """Go on after the last logged poll.
@@ -119,10 +117,7 @@ class Partitions:
                 self.of_topic[name, number].offset = offset
                 source.judge.restore(source.judged(number), last.highest_us[name][number])
         for part in poll.parts:
-            source_of = self._sources.get(part.source)
-            if source_of is not None and part.partition >= source_of.first:
-                number = part.partition - source_of.first
-                log = self.of_log[part.source, number]
+            if (log := self.of_log.get((part.source, part.partition))) is not None:
                 log.position, log.watermark_us = part.stop, part.watermark_us
         for place, at in self.of_topic.items():
             log = self.of_log[self.log_of(place)]
