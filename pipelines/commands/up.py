@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tidemill.pipelines.commands import options
+from tidemill.pipelines.servers.flink_settings import FlinkPorts
 
 if TYPE_CHECKING:
     from tidemill.pipelines.servers.local_servers import LocalServers
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 KAFKA_PORT = 9092
 REDIS_PORT = 6379
+FLINK_PORTS = FlinkPorts()
 CONFIGURATION = Path("tidemill.yaml")
 """The file, in the working directory, whose topics are made; there need be none."""
 
@@ -48,7 +50,7 @@ CONFIGURATION = Path("tidemill.yaml")
     "--flink-port",
     metavar="PORT",
     type=click.IntRange(1, 65_534),
-    default=8081,
+    default=FLINK_PORTS.rest,
     show_default=True,
     help="Port of Flink's REST interface on 127.0.0.1; the one after it is used too.",
 )
@@ -56,7 +58,7 @@ CONFIGURATION = Path("tidemill.yaml")
     "--job-port",
     metavar="PORT",
     type=click.IntRange(1, 65_534),
-    default=8099,
+    default=FLINK_PORTS.job,
     show_default=True,
     help="Port of Beam's job server on 127.0.0.1; the one after it is used too.",
 )
@@ -64,7 +66,7 @@ CONFIGURATION = Path("tidemill.yaml")
     "--worker-port",
     metavar="PORT",
     type=click.IntRange(1, 65_535),
-    default=50000,
+    default=FLINK_PORTS.workers,
     show_default=True,
     help="Port of the pool of Python workers on 127.0.0.1.",
 )

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import grpc
-from apache_beam.runners.portability.portable_runner import PipelineResult
 from apache_beam.runners.runner import PipelineState
 
 from tidemill.features.errors import EngineLost
+from tidemill.pipelines.engines.taken_result import TakenResult
 
 
-class FlinkResult(PipelineResult):
+class FlinkResult(TakenResult):
     """A job that was submitted to Flink through Beam's job server."""
-
-    def __init__(self, submitted: PipelineResult) -> None:
-        super().__init__(
-            submitted._job_service,
-            submitted._job_id,
-            submitted._message_stream,
-            submitted._state_stream,
-            submitted._cleanup_callbacks,
-        )
-        submitted._cleanup_callbacks = ()
 
     def check_submitted(self) -> None:
         """Check that a job which the JobManager does not know yet is on its way.

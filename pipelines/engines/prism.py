@@ -49,6 +49,7 @@ from apache_beam.runners.runner import PipelineState
 
 from tidemill.features.errors import PrismFailed
 from tidemill.pipelines.engines.prism_options import JOB_SERVER_TIMEOUT_S, NO_SDF_SPLIT
+from tidemill.pipelines.engines.taken_result import TakenResult
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 5.0
@@ -203,18 +204,11 @@ def _logged(log: Path | None, text: str, key: str) -> str | None:
     return None
 
 
-class PrismResult(PipelineResult):
+class PrismResult(TakenResult):
     """A run on Prism. After the run Prism is stopped, and the metrics can still be read."""
 
     def __init__(self, submitted: PipelineResult, server: PrismServer) -> None:
-        super().__init__(
-            submitted._job_service,
-            submitted._job_id,
-            submitted._message_stream,
-            submitted._state_stream,
-            submitted._cleanup_callbacks,
-        )
-        submitted._cleanup_callbacks = ()
+        super().__init__(submitted)
         self._server = server
 
     @property

@@ -8,6 +8,7 @@ only what is left may be put off.
 from __future__ import annotations
 
 import json
+import time
 from typing import Any, Final, NamedTuple
 
 import apache_beam as beam
@@ -16,7 +17,11 @@ from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.transforms.core import RestrictionProvider, WatermarkEstimatorProvider
 from apache_beam.utils.timestamp import Timestamp
 
+from tidemill.pipelines.io.attempts import Watch
 from tidemill.pipelines.io.cuts import Cut
+
+_STAY_SECONDS: Final = 0.25
+"""How long a source that has sent all, and stays, takes for each call."""
 
 
 class Restriction(NamedTuple):
@@ -141,3 +146,21 @@ PROVIDER: Final = _Provider()
 """Takes the first restriction from the element, which is an encoded one."""
 WATERMARKS: Final = _Watermarks()
 """Makes watermark estimators that the DoFn sets."""
+
+
+def stays(watch: Watch, tracker: Any, *, is_sent: bool) -> bool:
+    """Tell whether a source of an attempt has sent all; then it stays for a moment, and goes on.
+
+    Args:
+        watch: Of its attempt.
+        tracker: Its tracker.
+        is_sent: What its restriction says.
+
+    Raises:
+        EngineLost: It must stop (`Watch.check`).
+    """
+    watch.check()
+    if is_sent:
+        time.sleep(_STAY_SECONDS)
+        tracker.defer_remainder()
+    return is_sent

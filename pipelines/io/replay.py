@@ -48,12 +48,11 @@ from tidemill.pipelines.io.poll_restriction import (
     WATERMARKS,
     Restriction,
     RestrictionCoder,
+    stays,
 )
 
 _SLICE_SECONDS: Final = 0.1
 _WAIT_US: Final = 10_000
-STAY_SECONDS: Final = 0.25
-"""How long a source that has sent all, and stays, takes for each call."""
 
 
 @dataclass(frozen=True)
@@ -272,12 +271,8 @@ class _Read(beam.DoFn):
         watermark: Any = beam.DoFn.WatermarkEstimatorParam(WATERMARKS),
     ) -> Iterator[TimestampedValue]:
         at, _, is_sent = tracker.current_restriction()
-        if self._watch is not None:
-            self._watch.check()
-            if is_sent:
-                time.sleep(STAY_SECONDS)
-                tracker.defer_remainder()
-                return
+        if self._watch is not None and stays(self._watch, tracker, is_sent=is_sent):
+            return
         end = time.monotonic() + _SLICE_SECONDS
         has_sent = False
         while True:

@@ -39,8 +39,8 @@ from tidemill.pipelines.io.poll_restriction import (
     WATERMARKS,
     Restriction,
     RestrictionCoder,
+    stays,
 )
-from tidemill.pipelines.io.replay import STAY_SECONDS
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
 
 REJECTED: Final = "rejected"
@@ -127,12 +127,8 @@ class _Follow(beam.DoFn):
         watermark: Any = beam.DoFn.WatermarkEstimatorParam(WATERMARKS),
     ) -> Iterator[Any]:
         at, _, is_sent = tracker.current_restriction()
-        if self._watch is not None:
-            self._watch.check()
-            if is_sent:
-                time.sleep(STAY_SECONDS)
-                tracker.defer_remainder()
-                return
+        if self._watch is not None and stays(self._watch, tracker, is_sent=is_sent):
+            return
         end = time.monotonic() + _SLICE_SECONDS
         has_sent = False
         while True:
