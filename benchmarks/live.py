@@ -3,20 +3,22 @@
 *Latency* is from when a producer makes a request to when a reader of committed messages has its
 prediction, less the 1 s by which rows may be out of order (mode ``exact`` waits for it; ``eager``
 does not). Producer, broker, stream and reader share the machine. *Sustained* is how fast a stream
-takes a topic that is full, against a reader of the same client that does nothing else. At the end
-of each stream `verify` recomputes every value.
+takes a topic that is full, in turn with a reader of the same client that does nothing else, or with
+the kernel alone. At the end of each stream `verify` recomputes every value.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -26,7 +28,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from benchmarks.kernel import SLICE_ROWS, OneView, cut
 from benchmarks.live_load import CARDS, REQUEST_EVERY
-from benchmarks.measure import AnswersDiffer, Effort, Figure
+from benchmarks.measure import AnswersDiffer, Effort, Figure, spread
 from benchmarks.workload import make_workload
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
@@ -132,21 +134,42 @@ def latency(
     steady = (asked >= began_us) & (asked < until_us)
     took_ms = (came - asked)[steady] / 1_000 - DISORDER_MS[mode]
     name = f"{engine}, {mode}, {rate:,} rows/s"
-    note = f"{len(took_ms):,} predictions; beyond {DISORDER_MS[mode]:,.0f} ms of disorder"
+    proof = prove(project, name)
+    note = (
+        f"{len(took_ms):,} predictions; beyond {DISORDER_MS[mode]:,.0f} ms of disorder; "
+        f"{proof.late:,} late events"
+    )
     figures = [
         Figure(f"{name}: p{percent}", float(np.percentile(took_ms, percent)), "ms", note=note)
         for percent in (50, 99)
     ]
-    return [*figures, proven(project, name)]
+    return [*figures, proof.figure(name)]
 
 
-def proven(project: LiveProject, name: str) -> Figure:
-    """Verify a stream that has ended; return how many values were equal."""
+@dataclass(frozen=True)
+class Proof:
+    """What `verify` has found of a stream that has ended: no mismatch.
+
+    Attributes:
+        values: How many values were equal.
+        late: How many events had come too late for an answer.
+    """
+
+    values: int
+    late: int
+
+    def figure(self, name: str) -> Figure:
+        """Return the figure of the values."""
+        return Figure(f"{name}: values verified", self.values, "values")
+
+
+def prove(project: LiveProject, name: str) -> Proof:
+    """Verify a stream that has ended."""
     found = project.run("verify", within_s=_VERIFY_S)
-    figures = json.loads((project.folder / "run" / "summary.json").read_text())["verify"]
-    if figures["mismatches"]:
+    figures = json.loads((project.folder / "run" / "summary.json").read_text())
+    if figures["verify"]["mismatches"]:
         raise AnswersDiffer(f"{name}: {found}")
-    return Figure(f"{name}: values verified", figures["values"], "values")
+    return Proof(figures["verify"]["values"], figures["stream"]["late"])
 
 
 def bare_reader(project: LiveProject, rows: int) -> float:
@@ -178,16 +201,27 @@ class Sustained(NamedTuple):
     Attributes:
         rate: Rows per second.
         memory: The most memory of the stream, in GiB.
-        proof: How many values were verified.
+        against: The rate, as a multiple of what it was measured in turn with.
+        alone: The rate of that, in rows per second.
+        proof: What `verify` found.
     """
 
     rate: float
     memory: float
-    proof: Figure
+    against: float
+    alone: float
+    proof: Proof
 
 
-def take_backlog(project: LiveProject, name: str, rows: int) -> Sustained:
-    """Let a stream take all rows that its topics have."""
+def take_backlog(project: LiveProject, name: str, rows: int, alone: float) -> Sustained:
+    """Let a stream take all rows that its topics have.
+
+    Args:
+        project: Whose topics are full.
+        name: What is measured.
+        rows: How many rows the topics have.
+        alone: The rate of what the stream is compared with, in rows per second.
+    """
     requests = rows // REQUEST_EVERY
     with project.streaming() as process:
         watched, most = psutil.Process(process.pid), 0.0
@@ -201,11 +235,30 @@ def take_backlog(project: LiveProject, name: str, rows: int) -> Sustained:
             time.sleep(0.2)
         rate = (answered - first) * REQUEST_EVERY / (time.monotonic() - began)
         project.drain(process)
-    return Sustained(rate, most, proven(project, name))
+    return Sustained(rate, most, rate / alone, alone, prove(project, name))
+
+
+def figures_of(name: str, what: str, runs: Sequence[Sustained], note: str) -> list[Figure]:
+    """Return the figures of a case: medians, with the least and the greatest.
+
+    Args:
+        name: The case.
+        what: What it was measured in turn with.
+        runs: Its runs.
+        note: How its rows came.
+    """
+    late = f"{note}; {sum(one.proof.late for one in runs):,} late events"
+    return [
+        spread(f"{name}: rows", [one.rate for one in runs], "rows/s", late),
+        spread(f"{name}: {what}", [one.alone for one in runs], "rows/s"),
+        spread(f"{name}: against {what}", [one.against for one in runs], "x"),
+        spread(f"{name}: memory at most", [one.memory for one in runs], "GiB"),
+        Figure(f"{name}: values verified", sum(one.proof.values for one in runs), "values"),
+    ]
 
 
 def sustained(
-    folder: Path, broker: TestBroker, engine: str, rows: int, *, sinks: bool
+    folder: Path, broker: TestBroker, engine: str, rows: int, pairs: int, *, sinks: bool
 ) -> list[Figure]:
     """Measure how fast a stream takes messages of one row.
 
@@ -214,22 +267,19 @@ def sustained(
         broker: The broker.
         engine: ``fnapi`` or ``prism``.
         rows: The rows of its topics.
+        pairs: How often it and the reader run, in turn.
         sinks: Whether predictions also go to a topic.
     """
-    project = LiveProject(folder, broker, engine, savepoint_every="10s", sinks=sinks, alone=True)
-    project.run("backfill")
-    with load(project, 0, rows) as producing:
-        assert producing.wait() == 0
-    alone = bare_reader(project, rows)
     name = f"{engine}, sustained, {'predictions to a topic' if sinks else 'features'}"
-    found = take_backlog(project, name, rows)
-    return [
-        Figure(f"{name}: rows", found.rate, "rows/s", note="one row a message, JSON"),
-        Figure(f"{name}: a bare reader", alone, "rows/s"),
-        Figure(f"{name}: against a bare reader", found.rate / alone, "x"),
-        Figure(f"{name}: memory at most", found.memory, "GiB"),
-        found.proof,
-    ]
+    runs = []
+    for pair in range(pairs):
+        place = folder / str(pair)
+        project = LiveProject(place, broker, engine, savepoint_every="10s", sinks=sinks, alone=True)
+        project.run("backfill")
+        with load(project, 0, rows) as producing:
+            assert producing.wait() == 0
+        runs.append(take_backlog(project, name, rows, bare_reader(project, rows)))
+    return figures_of(name, "a bare reader", runs, "one row a message, JSON")
 
 
 def kernel_alone(rows: int) -> float:
@@ -243,21 +293,29 @@ def kernel_alone(rows: int) -> float:
 
 
 def large_messages(
-    folder: Path, broker: TestBroker, form: str, rows: int, kernel: float
+    folder: Path, broker: TestBroker, form: str, rows: int, kernel_rows: int, pairs: int
 ) -> list[Figure]:
-    """Measure how fast a stream takes messages of many rows, and writes answers to files."""
-    project = LiveProject(folder, broker, savepoint_every="10s", format=form, alone=True)
-    project.run("backfill")
-    with load(project, 0, rows, LARGE_ROWS) as producing:
-        assert producing.wait() == 0
+    """Measure how fast a stream takes messages of many rows, and writes answers to files.
+
+    Args:
+        folder: Where it runs.
+        broker: The broker.
+        form: The format of the messages.
+        rows: The rows of its topics.
+        kernel_rows: The rows that the kernel takes alone.
+        pairs: How often it and the kernel run, in turn.
+    """
     name = f"fnapi, {LARGE_ROWS:,} rows a message as {form}"
-    found = take_backlog(project, name, rows)
-    return [
-        Figure(f"{name}: rows", found.rate, "rows/s"),
-        Figure(f"{name}: against the kernel", found.rate / kernel, "x"),
-        Figure(f"{name}: memory at most", found.memory, "GiB"),
-        found.proof,
-    ]
+    runs = []
+    for pair in range(pairs):
+        place = folder / str(pair)
+        project = LiveProject(place, broker, savepoint_every="10s", format=form, alone=True)
+        project.run("backfill")
+        with load(project, 0, rows, LARGE_ROWS) as producing:
+            assert producing.wait() == 0
+        runs.append(take_backlog(project, name, rows, kernel_alone(kernel_rows)))
+        shutil.rmtree(place)
+    return figures_of(name, "the kernel alone", runs, "answers to files")
 
 
 def run(quick: bool, effort: Effort) -> list[Figure]:
@@ -284,12 +342,11 @@ def run(quick: bool, effort: Effort) -> list[Figure]:
             for engine in ENGINES if not quick else ("fnapi",):
                 for sinks in (False, True):
                     place = Path(folder) / f"{engine}-full-{sinks}"
-                    out += sustained(place, broker, engine, rows, sinks=sinks)
-            kernel = kernel_alone(2_000 if quick else 1_000_000)
-            out.append(Figure("the kernel alone", kernel, "rows/s"))
+                    out += sustained(place, broker, engine, rows, effort.pairs, sinks=sinks)
             for form, backlog in LARGE_BACKLOG.items():
                 place = Path(folder) / f"large-{form}"
-                out += large_messages(place, broker, form, 8_000 if quick else backlog, kernel)
+                large, kernel = (8_000, 2_000) if quick else (backlog, 1_000_000)
+                out += large_messages(place, broker, form, large, kernel, effort.pairs)
         finally:
             broker.close()
     return out

@@ -33,7 +33,7 @@ import numpy as np
 import psutil
 from kafka import KafkaConsumer, TopicPartition
 
-from benchmarks.live import DISORDER_MS, Reader, load, proven
+from benchmarks.live import DISORDER_MS, Reader, load, prove
 from benchmarks.live_load import CARDS, PARTITIONS, REQUEST_EVERY, row_of
 from benchmarks.measure import AnswersDiffer, Figure, Report
 from tests.support.kafka_broker import TestBroker
@@ -182,7 +182,10 @@ def whole(project: LiveProject, name: str) -> list[Figure]:
         )
     if found != wanted or max(wanted.values()) > 1:
         raise AnswersDiffer(f"{name}: {len(wanted - found)} lost, {len(found - wanted)} doubled")
-    return [Figure(f"{name}: predictions", len(wanted), "predictions"), proven(project, name)]
+    return [
+        Figure(f"{name}: predictions", len(wanted), "predictions"),
+        prove(project, name).figure(name),
+    ]
 
 
 def draw(path: Path, at_s: np.ndarray, took_ms: np.ndarray, watch: Watch) -> None:
