@@ -41,7 +41,7 @@ class Request(Arriving):
         name: Its name (the request stream's).
         schema: Column to dtype.
         request_time: The timestamp column of the moment.
-        request_id: The column of the unique id (string or int64).
+        request_id: The column of the unique id (string of at most 4,096 bytes, or int64).
         keys: Entity name to the request column that holds its key; join keys by default.
         inputs: Model inputs that the request itself brings: name to an expression over its
             columns, of any dtype but timestamp.

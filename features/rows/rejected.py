@@ -81,6 +81,7 @@ class Reason(enum.StrEnum):
     WRONG_TYPE = "wrong_type", "the value is not of the declared dtype"
     NULL_TIME = "null_time", "the time is null"
     NULL_ID = "null_id", "the id is null"
+    TOO_LONG = "too_long", "the request's id has more than 4,096 bytes"
     MENDED = "mended", "a mended record stands in for it"
     NAN = "nan", "the number is NaN"
     INFINITY = "infinity", "the number is infinite or too large for a float64"

@@ -4,7 +4,7 @@ What is promised here:
 
 * `validate` checks every value of every declared column and ignores other columns. The rows that it
   keeps have exactly the declared columns, order and Arrow types; no null in a required column, no
-  NaN and no infinity; ``-0.0`` is ``0.0``.
+  NaN and no infinity; ``-0.0`` is ``0.0``. A request's id has at most `LONGEST_ID` bytes.
 * Every other row is rejected with one reason: that of the first declared column with a fault.
 * The outcome for a row depends only on the row and on the batch's columns, never on other rows:
   however rows are sliced into batches, the same rows are rejected for the same reasons. The one
@@ -98,6 +98,9 @@ class Validated:
 
 _Faults = dict[int, tuple[Reason, str]]
 
+LONGEST_ID: Final = 4_096
+"""The most bytes of a request's id: it is the key of a message, and in its value, too."""
+
 _MINUS_ZERO: Final = np.iinfo(np.int64).min
 """The bits of -0.0."""
 
@@ -176,8 +179,26 @@ def validate(
             detail = f"column {name!r}: found null, expected the {what} of every row"
             for row in np.flatnonzero(flags(pc.is_null(columns[name]))).tolist():
                 found.setdefault(row, (reason, detail))
+        if isinstance(definition, Request) and name == definition.request_id:
+            found = _too_long(columns[name], name) | found
         faults = found | faults
     return _judged(columns, faults, clock.resolved)
+
+
+def _too_long(ids: pa.Array, name: str) -> _Faults:
+    """Return the faults of the rows whose id is too long."""
+    if not pa.types.is_string(ids.type) or ids.nbytes <= LONGEST_ID:
+        return {}
+    lengths = pc.fill_null(pc.binary_length(ids), 0)
+    rows = np.flatnonzero(flags(pc.greater(lengths, LONGEST_ID)))
+    expected = f"expected an id of at most {LONGEST_ID:,}"
+    return {
+        row: (
+            Reason.TOO_LONG,
+            f"column {name!r}: found a text of {lengths[row].as_py():,} bytes, {expected}",
+        )
+        for row in rows.tolist()
+    }
 
 
 def _judged(columns: dict[str, pa.Array], faults: _Faults, resolved: BoolArray) -> Validated:

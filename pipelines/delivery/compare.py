@@ -24,10 +24,11 @@ from tidemill.features.contract import SECOND
 from tidemill.pipelines.config.sink_section import PREDICTIONS, REJECTED, KafkaSink
 from tidemill.pipelines.delivery.outgoing import (
     BUNDLE,
+    LEFT_OUT,
     MESSAGES,
     Outgoing,
     place_of,
-    without_payload,
+    shortened,
 )
 from tidemill.pipelines.delivery.places import Group, Place
 from tidemill.pipelines.delivery.read_back import TopicEnds, begins, read_back
@@ -87,6 +88,7 @@ class Compared:
         extra: Messages without a record.
         not_comparable: Records without a message that the topic's retention may have removed.
         scored_otherwise: Equal but for scores, which another bundle or device has computed.
+        shortened: Messages that lack what made them too large for the topic.
         differences: The first differences.
     """
 
@@ -97,6 +99,7 @@ class Compared:
     extra: int = 0
     not_comparable: int = 0
     scored_otherwise: int = 0
+    shortened: int = 0
     differences: list[Difference] = field(default_factory=list)
 
     def note(self, difference: Difference) -> None:
@@ -293,8 +296,9 @@ def _look_closer(
     """Say what differs between a message and its record."""
     key, value, headers = seen
     texts = {label: text or b"" for label, text in headers}
-    if name == REJECTED and "left_out" in texts:
-        right = without_payload(right)
+    if LEFT_OUT in texts:
+        right = shortened(name, right)
+        found.shortened += 1
     one: dict[str, Any] = {"key": key, **texts}
     other: dict[str, Any] = {"key": right.key, **dict(right.headers)}
     if name == PREDICTIONS:

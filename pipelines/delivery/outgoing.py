@@ -10,8 +10,11 @@ Every message has the headers ``tidemill-stream``, the id of the stream that mad
 ``partition`` and ``position`` of its request, ``bundle_version`` (if it was scored) and
 ``features_hash``. A rejected record has ``stage``, ``reason``, ``detail``, ``stream``, ``origin``,
 ``partition``, ``position`` and ``occurrence``, which tells records of one message apart;
-``record``, the id by which `tidemill replay-rejected` knows a record of a topic; and ``left_out``,
-the number of its bytes, if the topic does not accept so many, and the value is empty.
+and ``record``, the id by which `tidemill replay-rejected` knows a record of a topic.
+
+A message that is larger than the topic accepts is written without its largest part, with the number
+of the value's bytes in the header ``left_out``: a rejected record without its bytes, a prediction
+without the values that it was made from. Whoever can send a large text cannot stop a stream.
 
 The timestamp of a prediction is when it was made, and that of a rejected record is when it was
 written, not the time of the request: by it a topic's retention removes messages, and a replay of
@@ -20,13 +23,15 @@ the past would be removed at once.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import pyarrow as pa
 
+from tidemill.features.definitions.reserved import PREDICTION_COLUMNS
 from tidemill.features.rows.rejected import Stage
 from tidemill.pipelines.config.sink_section import PREDICTIONS, REJECTED
 from tidemill.pipelines.delivery.places import Place
@@ -37,11 +42,14 @@ from tidemill.pipelines.io.messages import Headers
 STREAM: Final = "tidemill-stream"
 KIND: Final = "tidemill-kind"
 BUNDLE: Final = "bundle_version"
+LEFT_OUT: Final = "left_out"
 KINDS: Final = {PREDICTIONS: "prediction", REJECTED: "rejected"}
 """Section of the configuration to the kind of its messages."""
 
 _DETAIL: Final = 2_000
 """The most characters of a rejected record's ``detail`` and ``origin``: a payload may be in it."""
+_OF_VIEWS: Final = ("as_of__", "release__", "shard__")
+"""How columns of predictions begin that say of which answer of a view they are."""
 _REJECTED: Final = ("stage", "reason", "detail", "stream", "origin", "partition", "position")
 
 
@@ -129,10 +137,35 @@ MESSAGES: Final[Mapping[str, Callable[[pa.RecordBatch, str], Iterator[Outgoing]]
 """Section of the configuration to what makes its messages."""
 
 
-def without_payload(message: Outgoing) -> Outgoing:
-    """Return a rejected record's message with the number of its bytes instead of the bytes."""
-    left_out = ("left_out", b"%d" % len(message.value))
-    return Outgoing(message.place, message.key, b"", [*message.headers, left_out])
+def _without_payload(_: bytes) -> bytes:
+    return b""
+
+
+def _without_features(value: bytes) -> bytes:
+    found = json.loads(value)
+    kept = {
+        name: value
+        for name, value in found.items()
+        if name in PREDICTION_COLUMNS or name.startswith(_OF_VIEWS)
+    }
+    return json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+_SHORT: Final[Mapping[str, Callable[[bytes], bytes]]] = {
+    PREDICTIONS: _without_features,
+    REJECTED: _without_payload,
+}
+
+
+def shortened(name: str, message: Outgoing) -> Outgoing:
+    """Return a message without its largest part, whose bytes the header ``left_out`` counts.
+
+    Args:
+        name: The section of the configuration.
+        message: A message of one of its records.
+    """
+    headers = [*message.headers, (LEFT_OUT, b"%d" % len(message.value))]
+    return replace(message, value=_SHORT[name](message.value), headers=headers)
 
 
 def place_of(headers: Headers, stream: str) -> Place | None:

@@ -34,8 +34,8 @@ from tidemill.features.errors import (
     StateMismatch,
     UnknownBrokerHost,
 )
-from tidemill.pipelines.config.sink_section import REJECTED, KafkaSink
-from tidemill.pipelines.delivery.outgoing import Outgoing, place_of, without_payload
+from tidemill.pipelines.config.sink_section import KafkaSink
+from tidemill.pipelines.delivery.outgoing import Outgoing, place_of, shortened
 from tidemill.pipelines.delivery.places import Place, Places
 from tidemill.pipelines.delivery.read_back import TopicEnds, check_retention, read_back
 from tidemill.pipelines.delivery.record import Delivered
@@ -214,7 +214,7 @@ class TopicSink:
 
         Raises:
             FencedWriter: Another process writes for the stream.
-            MessageTooLarge: The topic does not accept so large a message.
+            MessageTooLarge: The topic does not accept so large a message, shortened either.
             BrokerError: The broker was away for too long, or refuses.
         """
         with self._lock:
@@ -228,15 +228,15 @@ class TopicSink:
                 raise
 
     def _fitting(self, messages: Iterable[Outgoing]) -> Iterator[Outgoing]:
-        """Yield the messages that are not there; those of rejected records as the topic allows."""
+        """Yield the messages that are not there, shortened where the topic asks for it."""
         given: set[Place] = set()
         for message in messages:
             if message.place in self._places or message.place in given:
                 self.already_there += 1
                 continue
             given.add(message.place)
-            if self.name == REJECTED and message.size + _OVERHEAD > self._largest:
-                yield without_payload(message)
+            if message.size + _OVERHEAD > self._largest:
+                yield shortened(self.name, message)
             else:
                 yield message
 

@@ -36,6 +36,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     Reason.WRONG_TYPE: _VALUES,
     Reason.NULL_TIME: _NULLS,
     Reason.NULL_ID: _NULLS,
+    Reason.TOO_LONG: "send shorter ids, or shorten them in the source's transform",
     Reason.MENDED: "correct the mended record",
     Reason.NAN: _VALUES,
     Reason.INFINITY: _VALUES,

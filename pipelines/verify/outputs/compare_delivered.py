@@ -16,7 +16,12 @@ from tidemill.pipelines.forget.places import ForgottenPlaces
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 
-FIGURES: Final = ("delivered_compared", "delivered_not_comparable", "delivered_scored_otherwise")
+FIGURES: Final = (
+    "delivered_compared",
+    "delivered_not_comparable",
+    "delivered_scored_otherwise",
+    "delivered_shortened",
+)
 _CAUSES: Final = {
     "lost": "the topic has no message of the record, and has removed none since the stream began",
     "doubled": "the topic has a further message of the record",
@@ -37,8 +42,8 @@ def compare_delivered(
 
     Returns:
         How many records were compared; how many could not be, because the topic's retention may
-        have removed their messages; and how many were equal but for scores that another bundle or
-        device has computed.
+        have removed their messages; how many were equal but for scores that another bundle or
+        device has computed; and how many were too large for the topic, and were shortened.
 
     Raises:
         BrokerError: A topic cannot be read.
@@ -65,10 +70,16 @@ def compare_delivered(
         found["delivered_compared"] += compared.compared
         found["delivered_not_comparable"] += compared.not_comparable
         found["delivered_scored_otherwise"] += compared.scored_otherwise
+        found["delivered_shortened"] += compared.shortened
         if compared.not_comparable:
             progress.say(
                 f"{compared.not_comparable:,} of {name} could not be compared: the retention of "
                 f"the topic {sink.topic!r} may have removed their messages"
+            )
+        if compared.shortened:
+            progress.say(
+                f"{compared.shortened:,} of {name} lack, in the topic {sink.topic!r}, what made "
+                "them larger than it accepts; the files have it"
             )
         for difference in compared.differences:
             findings.add(

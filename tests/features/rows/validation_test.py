@@ -22,7 +22,7 @@ from tidemill.features.definitions import ARROW_TYPES, BOOL, FLOAT64, INT64, STR
 from tidemill.features.errors import DefinitionError, InputError
 from tidemill.features.rows import text_values
 from tidemill.features.rows.rejected import Reason
-from tidemill.features.rows.validation import Validated, validate
+from tidemill.features.rows.validation import LONGEST_ID, Validated, validate
 
 NEW_YORK = "America/New_York"
 SCHEMA = {"at": TIMESTAMP, "id": STRING, "key": STRING, "i": INT64, "f": FLOAT64, "b": BOOL}
@@ -613,3 +613,17 @@ def test_the_detail_says_what_was_found_where_and_what_was_expected(
     found = judge({column: value if isinstance(value, pa.Array) else [value]}, zone=zone)
     assert says in found.details[0]
     assert len(found.details[0]) < 300
+
+
+def test_a_request_id_that_is_too_long_is_refused() -> None:
+    asked = Request(
+        "asked", {"at": "timestamp", "id": "string"}, request_time="at", request_id="id"
+    )
+    ids = ["x" * LONGEST_ID, "x" * (LONGEST_ID + 1), "ä" * (LONGEST_ID // 2 + 1), None, "y"]
+    times = pa.array([0] * len(ids), pa.timestamp("us", "UTC"))
+    found = validate(asked, pa.RecordBatch.from_pydict({"at": times, "id": ids}))
+    assert found.kept.tolist() == [0, 4]
+    assert found.reasons == (Reason.TOO_LONG, Reason.TOO_LONG, Reason.NULL_ID)
+    assert found.details[1] == (
+        "column 'id': found a text of 4,098 bytes, expected an id of at most 4,096"
+    )

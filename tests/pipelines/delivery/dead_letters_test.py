@@ -13,12 +13,13 @@ import numpy as np
 from tests.pipelines.delivery.outgoing_test import predictions
 from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Reason, Stage
+from tidemill.pipelines.config.sink_section import REJECTED
 from tidemill.pipelines.delivery.dead_letters import DeadLetters
 from tidemill.pipelines.delivery.outgoing import (
     Outgoing,
     of_predictions,
     of_rejected,
-    without_payload,
+    shortened,
 )
 from tidemill.pipelines.delivery.places import Place
 from tidemill.pipelines.io.live.mended import record_id
@@ -125,7 +126,7 @@ def test_bytes_that_are_not_those_of_the_record_are_not_used() -> None:
 
 def test_bytes_that_the_topic_did_not_take_are_missing_and_not_empty() -> None:
     (message,) = written([b"x" * 5_000])
-    (letter,) = taken(given([without_payload(message)])).letters.values()
+    (letter,) = taken(given([shortened(REJECTED, message)])).letters.values()
     assert letter.left_out == 5_000
 
 

@@ -15,11 +15,11 @@ from tests.pipelines.delivery.dead_letters_test import given, written
 from tests.support.memory_topics import MemoryTopics, TopicProject
 from tidemill.features.errors import ConfigurationError, InputError
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.config.sink_section import KafkaSink
+from tidemill.pipelines.config.sink_section import REJECTED, KafkaSink
 from tidemill.pipelines.delivery import export_dead_letters as module
 from tidemill.pipelines.delivery.dead_letters import DeadLetters
 from tidemill.pipelines.delivery.export_dead_letters import export_dead_letters
-from tidemill.pipelines.delivery.outgoing import without_payload
+from tidemill.pipelines.delivery.outgoing import shortened
 from tidemill.pipelines.run.holder import root_id
 from tidemill.pipelines.run.progress import Progress, QuietProgress
 
@@ -38,7 +38,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configuration:
 
     def read(_: KafkaSink, letters: DeadLetters, __: Progress) -> None:
         large, *others = written([b"x" * 50, b"\xff{", b"["], source="payments")
-        letters.take(given([*others[::-1], without_payload(large)]))
+        letters.take(given([*others[::-1], shortened(REJECTED, large)]))
         letters.take(given(written([b"{"], source="gone")))
         letters.take(given(written([b"{"], "other/generation/1")))
 

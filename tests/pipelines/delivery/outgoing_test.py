@@ -7,11 +7,12 @@ import pyarrow as pa
 
 from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Reason, Stage
+from tidemill.pipelines.config.sink_section import REJECTED
 from tidemill.pipelines.delivery.outgoing import (
     of_predictions,
     of_rejected,
     place_of,
-    without_payload,
+    shortened,
 )
 from tidemill.pipelines.delivery.places import Place
 from tidemill.pipelines.io.live.mended import record_id
@@ -74,7 +75,7 @@ def test_rejected_records_of_one_message_have_places_of_their_own() -> None:
         "origin": b"t/1@4", "partition": b"2", "position": b"4", "occurrence": b"1",
     }.items()  # fmt: skip
     assert len(dict(messages[0].headers)["detail"] or b"") == 2_000
-    short = without_payload(messages[1])
+    short = shortened(REJECTED, messages[1])
     assert (short.value, dict(short.headers)["left_out"], short.place) == (
         b"", b"2", messages[1].place,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -256,11 +257,45 @@ def test_another_topic_begins_anew_and_a_recreated_one_is_named(broker: TestBrok
         begun(sink, 3, replace(record, begun=3))
 
 
+def test_a_prediction_that_is_too_large_is_without_its_features_and_verified(
+    broker: TestBroker, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    from tidemill.pipelines.delivery.outgoing import of_predictions
+
+    sink = place(broker, broker.new_topic(max_message_bytes=2_000))
+    made, record = begun(sink)
+    texts = {"payments__last_note": ["x" * 3_000, "short"], "as_of__payments": [7, 7]}
+    written = rows([1, 2], **texts)
+    made.write(of_predictions(written.combine_chunks().to_batches()[0], STREAM))
+    record = record.ended(1, made.ends())
+    made.close()
+    ends = TopicEnds(sink.connection, sink.topic)
+    found = [
+        (json.loads(value), dict(headers).get("left_out"))
+        for some in read_back(sink.connection, sink.topic, [0], ends, 20.0)
+        for value, headers in zip(some.values, some.headers, strict=True)
+    ]
+    (short, left_out), (whole, nothing) = found
+    assert set(whole) - set(short) == {"payments__last_note"}
+    assert (short["score"], short["as_of__payments"], nothing) == (0.5, 7, None)
+    assert left_out is not None
+    assert int(left_out) > 3_000
+    for score, changed in ((0.5, 0), (0.25, 1)):
+        folder = tmp_path / str(score) / "predictions"
+        folder.mkdir(parents=True)
+        of_files = rows([1, 2], **texts | {"score": [score, 0.5]})
+        pq.write_table(of_files, folder / f"{segment_prefix(1)}0.parquet")
+        equal = compare(PREDICTIONS, sink, record, folder.parent, STREAM)
+        assert (equal.compared, equal.changed, equal.shortened) == (2, changed, 1)
+
+
 def test_a_message_that_is_too_large_is_named_or_left_out(broker: TestBroker) -> None:
     sink = place(broker, broker.new_topic(max_message_bytes=2_000))
     made, _ = begun(sink)
     with pytest.raises(MessageTooLarge):
-        made.write([message(1, b"x" * 3_000)])
+        made.write([replace(message(1), key=b"x" * 3_000)])
     made.close()
     of_rejected = TopicSink(REJECTED, sink, f"rejected-{sink.topic}")
     of_rejected.begin(STREAM, 1, None)
@@ -327,7 +362,7 @@ def test_comparing_names_what_is_lost_doubled_changed_and_extra(
     found = compare(PREDICTIONS, sink, record, tmp_path, STREAM)
     assert found.figures() == {
         "compared": 5, "lost": 1, "doubled": 1, "changed": 1, "extra": 1, "not_comparable": 0,
-        "scored_otherwise": 1,
+        "scored_otherwise": 1, "shortened": 0,
     }  # fmt: skip
     named = Counter((one.what, one.place.position, one.field) for one in found.differences)
     assert named == Counter(

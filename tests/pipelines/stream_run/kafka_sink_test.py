@@ -21,6 +21,7 @@ from tidemill.pipelines.stream.output_folders import STAMPS
 
 EXACT: Final = {
     "lost": 0, "doubled": 0, "changed": 0, "extra": 0, "not_comparable": 0, "scored_otherwise": 0,
+    "shortened": 0,
 }  # fmt: skip
 
 
