@@ -261,6 +261,9 @@ class StreamRun:
         joiners: The number of joiners (`pipelines.stream.joiner_key`).
         request: The hash of what the stream takes of the request's definition (`request_hash`);
             None for a stream of a version that did not record it.
+        apart: Whether its requests are answered each when it can be
+            (`pipelines.stream.answer_join`). A stream of a version that answered all requests of a
+            poll together goes on so: what was scored together is a part of the proof.
     """
 
     began: str
@@ -280,6 +283,7 @@ class StreamRun:
     scored: bool = True
     joiners: int = 1
     request: str | None = None
+    apart: bool = True
 
     @staticmethod
     def beginning(
@@ -339,15 +343,17 @@ class StreamRun:
 
 _STREAM: Final = RecordFormat(
     name="tidemill-stream",
-    version=7,
+    version=8,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
     older={
-        6: {"request": None},
-        5: {"joiners": 1, "request": None},
-        4: {"scored": True, "joiners": 1, "request": None},
+        7: {"apart": False},
+        6: {"apart": False, "request": None},
+        5: {"apart": False, "joiners": 1, "request": None},
+        4: {"apart": False, "scored": True, "joiners": 1, "request": None},
         3: {
             **dict.fromkeys(("until_us", "eager_order", "views", "shards", "request")),
+            "apart": False,
             "clock": "replay",
             "scored": True,
             "joiners": 1,

@@ -110,7 +110,11 @@ class Repeat:
             start_from(operator, state)
             self.operators[view, shard] = operator
         self.joiners = Joiners.empty(
-            config.project, config.shards, options.answer_within_us, run.joiners
+            config.project,
+            config.shards,
+            options.answer_within_us,
+            run.joiners,
+            apart=run.apart,
         )
         self._replay = stream_polls(config, run, as_of_us=as_of_us, last_poll=last_poll)
         self.rows = self._replay.rows

@@ -9,6 +9,10 @@ filled in. If a view's frontier passes a request by more than ``answer_within`` 
 the request becomes a rejected record that names the view. A frontier counts only when all releases
 before it have come, because a missing release may hold the answer.
 
+A request waits for no other one: those of a poll may be of instants far from each other. Requests
+of a group are answered in one batch if the same release was the last that each of them needed,
+whatever the engine's bundles are, because what is scored together may depend on it.
+
 This is a plain object; `pipelines.stream.featurize` wires it into a stateful stage.
 """
 
@@ -113,6 +117,8 @@ class AnswerJoiner:
         answer_within_us: How far a frontier may pass an unanswered request.
         gap_releases: How many later releases may wait for a missing one before it counts as lost.
         key: Which joiner it is.
+        apart: Whether a request is answered when it can be. If not, the requests of a group are
+            answered together, when the last of them can be, as earlier versions did.
         pending: Requests that wait for answers, by group.
         early: Answers that came before their requests, by group.
         closed: The newest closed groups: True if answered, False if given up.
@@ -127,6 +133,7 @@ class AnswerJoiner:
     answer_within_us: int
     gap_releases: int = 1_000
     key: JoinerKey = ONLY_JOINER
+    apart: bool = True
     pending: dict[int, Pending] = field(default_factory=dict)
     early: dict[int, list[AnswerPart]] = field(default_factory=dict)
     closed: dict[int, bool] = field(default_factory=dict)
@@ -141,7 +148,9 @@ class AnswerJoiner:
         self._offsets = np.concatenate([[0], np.cumsum(widths)]).tolist()
         self.frontiers = np.full((len(widths), self.shards), TIME_MIN, np.int64)
         self.numbers = np.zeros((len(widths), self.shards), np.int64)
-        self._latest: dict[int, int] = {}
+        self._earliest: dict[int, int] = {}
+        self._complete: dict[int, None] = {}
+        self._given_up: set[int] = set()
 
     def state(self) -> bytes:
         """Encode the state."""
@@ -158,6 +167,7 @@ class AnswerJoiner:
         """
         found = decode_joiner(state, self.project, self.shards, self.key)
         vars(self).update(found._asdict())
+        self._complete = dict.fromkeys(self.pending)
 
     def resume(self) -> None:
         """Continue after the savepoint at which the state was written, in another run."""
@@ -228,8 +238,15 @@ class AnswerJoiner:
                 self.savepoints[part.view, part.shard] = part
             elif self._reach(part) and part.answers is not None:
                 touched |= dict.fromkeys(self._take(part, part.answers))
-        closed = (self._close(group) for group in touched if not any(self.pending[group].missing))
-        return [batch for batch in closed if batch.num_rows], self._give_up()
+        unanswered = self._give_up(touched) if self.pending else []
+        reached = int(self.numbers.min())
+        answered = [
+            batch
+            for group in touched | self._complete
+            for batch in self._answer(group, reached)
+            if batch.num_rows
+        ]
+        return answered, unanswered
 
     def _take(self, part: AnswerPart, answers: pa.RecordBatch) -> Iterator[int]:
         """Take the answers of a part; yield the groups of requests that are pending."""
@@ -254,7 +271,11 @@ class AnswerJoiner:
             return False
         # Ignore `_sent`: a retry changes it. All other columns must match.
         names = [name for name in part.rows.schema.names if name != SENT]
-        if not part.rows.select(names).equals(self.pending[part.group].rows.select(names)):
+        waiting = self.pending[part.group].rows
+        again = part.rows
+        if again.num_rows > waiting.num_rows:  # the others were answered
+            again = keep(again, np.isin(_positions(again), _positions(waiting)))
+        if not again.select(names).equals(waiting.select(names)):
             raise BatchConflict(
                 f"the requests of group {part.group} (partition {partition_of(part.group)}) came "
                 "twice with different rows; the source does not read its log the same way twice"
@@ -299,9 +320,12 @@ class AnswerJoiner:
     def _fill(self, group: int, part: AnswerPart, words: _Words) -> None:
         """Take the answers of a part to a group of requests that is pending."""
         pending = self.pending[group]
-        place = np.searchsorted(hashing.bits(pending.rows.column(POSITION)), words.ordinals)
-        view = self._places[part.view]
-        if (pending.shard[place, view] != -1).any():
+        positions, view = _positions(pending.rows), self._places[part.view]
+        place = np.searchsorted(positions, words.ordinals)
+        is_gone = positions[np.minimum(place, len(positions) - 1)] != words.ordinals
+        if is_gone.any() and group in self._given_up:
+            words, place = words.only(~is_gone), place[~is_gone]
+        elif is_gone.any() or (pending.shard[place, view] != -1).any():
             raise self._answered_twice(group, part)
         low, high = self._offsets[view], self._offsets[view + 1]
         pending.values[place, low:high] = words.values
@@ -318,13 +342,47 @@ class AnswerJoiner:
             "state does not fit its log: restart from the last checkpoint or from a handoff"
         )
 
-    def _close(self, group: int) -> pa.RecordBatch:
-        self._remember(group, answered=True)
-        return self._answered(self.pending.pop(group), group)
+    def _answer(self, group: int, reached: int) -> Iterator[pa.RecordBatch]:
+        """Yield batches of the requests of a group that can be answered, and close it after all.
 
-    def _remember(self, group: int, answered: bool) -> None:
-        self.closed[group] = answered
-        self._latest.pop(group, None)
+        Args:
+            group: The group.
+            reached: Of all shards, all releases up to this number have come.
+        """
+        pending = self.pending.get(group)
+        if pending is None or max(pending.missing) == pending.rows.num_rows:
+            self._complete.pop(group, None)
+            return
+        # The last release that each request needed. No other request can need it, once all shards
+        # are there, or once the group has no other request.
+        last = pending.release.max(axis=1) if self.apart else np.zeros(pending.rows.num_rows)
+        can = np.ones(len(last), np.bool_)
+        if any(pending.missing):
+            is_complete = (pending.shard != -1).all(axis=1)
+            can = is_complete & (last <= reached) & (last > 0)  # those of a batch run have none
+            if is_complete[~can].any():
+                self._complete[group] = None
+            else:
+                self._complete.pop(group, None)
+        if can.all():
+            del self.pending[group]
+            self._close(group)
+        elif can.any():
+            self._keep(group, pending, ~can)
+        for number in np.unique(last[can]).tolist():
+            yield self._answered(pending.only(can & (last == number)), group)
+
+    def _keep(self, group: int, pending: Pending, mask: BoolArray) -> None:
+        """Keep some requests of a group, of which there is at least one."""
+        self.pending[group] = pending.only(mask)
+        self._earliest.pop(group, None)
+
+    def _close(self, group: int) -> None:
+        """Remember that no request of a group waits any more."""
+        self.closed[group] = group not in self._given_up
+        self._given_up.discard(group)
+        self._complete.pop(group, None)
+        self._earliest.pop(group, None)
         if len(self.closed) > _REMEMBERED:
             del self.closed[next(iter(self.closed))]
 
@@ -354,53 +412,70 @@ class AnswerJoiner:
         )
         return self._without_forgotten(found)
 
-    def _unanswered(self, group: int, pending: Pending, names: tuple[str, ...]) -> list[Unanswered]:
-        self._remember(group, answered=False)
-        rows = self._without_forgotten(pending.rows)
-        if not rows.num_rows:
-            return []
-        return [Unanswered(rows, partition_of(group), names, self.epoch)]
+    def _give_up(self, touched: dict[int, None]) -> list[Unanswered]:
+        """Give up requests that some view's frontier has passed without an answer.
 
-    def _give_up(self) -> list[Unanswered]:
-        """Give up requests that some view's frontier has passed without an answer."""
+        Args:
+            touched: Takes the groups of which other requests may be complete now.
+        """
         out: list[Unanswered] = []
-        if not self.pending:
-            return out
-        slowest = self.frontiers.min(axis=1).tolist()
-        fastest = max(slowest)
+        slowest = self.frontiers.min(axis=1)
+        fastest = int(slowest.max())
         for group, pending in list(self.pending.items()):
-            if not any(pending.missing):
+            until_us = self._earliest_us(group, pending) + self.answer_within_us
+            if not any(pending.missing) or fastest <= until_us:
                 continue
-            latest = self._latest_us(group, pending) + self.answer_within_us
-            if fastest <= latest:
-                continue
-            silent = [
-                view
-                for view, missing in enumerate(pending.missing)
-                if missing and slowest[view] > latest
-            ]
-            if silent:
-                names = tuple(self.project.views[view].name for view in silent)
-                out += self._unanswered(group, pending, names)
-                del self.pending[group]
+            times = hashing.bits(pending.rows.column(self.project.request.request_time))
+            until = times[:, None] + self.answer_within_us
+            is_silent = (pending.shard == -1) & (slowest > until)
+            is_lost = is_silent.any(axis=1)
+            if is_lost.any():
+                out += self._unanswered(group, pending, is_lost, is_silent.any(axis=0))
+                touched[group] = None
         return out
 
-    def _latest_us(self, group: int, pending: Pending) -> int:
-        """Return the latest time of a group's requests; computed once for each group."""
-        if group not in self._latest:
+    def _unanswered(
+        self, group: int, pending: Pending, is_lost: BoolArray, is_silent: BoolArray
+    ) -> list[Unanswered]:
+        """Give up requests of a group.
+
+        Args:
+            group: The group.
+            pending: Its requests.
+            is_lost: ``(rows,)``: which are given up.
+            is_silent: ``(views,)``: the views that did not answer.
+        """
+        self._given_up.add(group)
+        if is_lost.all():
+            del self.pending[group]
+            self._close(group)
+        else:
+            self._keep(group, pending, ~is_lost)
+        rows = self._without_forgotten(keep(pending.rows, is_lost))
+        if not rows.num_rows:
+            return []
+        names = tuple(
+            view.name
+            for view, silent in zip(self.project.views, is_silent.tolist(), strict=True)
+            if silent
+        )
+        return [Unanswered(rows, partition_of(group), names, self.epoch)]
+
+    def _earliest_us(self, group: int, pending: Pending) -> int:
+        """Return the earliest time of a group's requests; computed once for each group."""
+        if group not in self._earliest:
             times = hashing.bits(pending.rows.column(self.project.request.request_time))
-            self._latest[group] = int(times.max())
-        return self._latest[group]
+            self._earliest[group] = int(times.min())
+        return self._earliest[group]
 
     def drain(self) -> list[Unanswered]:
         """Give up all pending requests; name the views that did not answer."""
         out: list[Unanswered] = []
-        for group, pending in self.pending.items():
-            names = tuple(
-                view.name
-                for view, missing in zip(self.project.views, pending.missing, strict=True)
-                if missing
-            )
-            out += self._unanswered(group, pending, names)
-        self.pending.clear()
+        for group, pending in list(self.pending.items()):
+            every = np.ones(pending.rows.num_rows, np.bool_)
+            out += self._unanswered(group, pending, every, np.array(pending.missing) > 0)
         return out
+
+
+def _positions(rows: pa.RecordBatch) -> Int64Array:
+    return hashing.bits(rows.column(POSITION))

@@ -342,6 +342,7 @@ class _Join(_OncePerKey):
             self._options.answer_within_us,
             self._options.gap_batches,
             JoinerKey.parse(key),
+            self._options.apart,
         )
         if token is None:
             if self._options.handoff is not None:

@@ -33,6 +33,7 @@ class FeaturizeOptions:
         segment: The number of the run's first segment (`pipelines.stream.state_files`).
         figures: Where the stages report what they do.
         joiners: The number of joiners (`pipelines.stream.joiner_key`).
+        apart: Whether a request is answered when it can be (`pipelines.stream.answer_join`).
         store: Where the operators publish, in their bundles; None if they write to no store.
     """
 
@@ -49,6 +50,7 @@ class FeaturizeOptions:
     segment: int = 0
     figures: FiguresPlace = NO_FIGURES
     joiners: int = 1
+    apart: bool = True
     store: ShardStorePlace | None = None
 
 

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tidemill.features.contract import Int64Array
+from tidemill.features.contract import BoolArray, Int64Array
 from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import StateMismatch
+from tidemill.features.kernel.columns import keep
 from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
 from tidemill.pipelines.io.epochs import epoch_field
 from tidemill.pipelines.io.framing import Bytes, Kind, decode_document, encode_document
@@ -50,6 +51,21 @@ class Pending:
     release: Int64Array
     shard: Int64Array
     missing: list[int]
+
+    def only(self, mask: BoolArray) -> Pending:
+        """Return some of the requests, of which there is at least one."""
+        if mask.all():
+            return self
+        shard = self.shard[mask]
+        return Pending(
+            keep(self.rows, mask),
+            self.values[mask],
+            self.nulls[mask],
+            self.as_of[mask],
+            self.release[mask],
+            shard,
+            (shard == -1).sum(axis=0).tolist(),
+        )
 
 
 class JoinerState(NamedTuple):

@@ -37,7 +37,9 @@ class Joiners:
     all: tuple[AnswerJoiner, ...]
 
     @staticmethod
-    def empty(project: Project, shards: int, answer_within_us: int, joiners: int) -> Joiners:
+    def empty(
+        project: Project, shards: int, answer_within_us: int, joiners: int, *, apart: bool = True
+    ) -> Joiners:
         """Return joiners that have taken nothing.
 
         Args:
@@ -45,10 +47,11 @@ class Joiners:
             shards: The number of shards of each view.
             answer_within_us: How far a frontier may pass an unanswered request.
             joiners: The number of joiners.
+            apart: Whether a request is answered when it can be.
         """
         return Joiners(
             tuple(
-                AnswerJoiner(project, shards, answer_within_us, key=key)
+                AnswerJoiner(project, shards, answer_within_us, key=key, apart=apart)
                 for key in JoinerKey.all(joiners)
             )
         )

@@ -320,6 +320,7 @@ def _run(
         changes=start.run.offline is not None,
         figures=figures_place(),
         joiners=config.stream.joiners,
+        apart=start.run.apart,
         store=PublishToStore(
             project, config.online_store, fills, config.give_up_after_us, figures_place()
         ),

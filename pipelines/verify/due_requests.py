@@ -2,8 +2,9 @@
 
 A poll makes a request *due* when it lets the last view answer it. In exact mode a view answers a
 request with the first poll, from the one that brought it on, that moves the view's frontier past
-it: so also a request that came late waits until the frontier moves. The requests that one poll has
-of a partition are answered together. In eager mode a poll makes its own requests due.
+it: so also a request that came late waits until the frontier moves. A stream that was begun by a
+version that answered the requests of a poll together waits for the last of them. In eager mode a
+poll makes its own requests due.
 
 The promises: nothing but the log is asked, neither an operator nor a release. Polls that are
 written down count from then on, whether a savepoint has sealed them or not. Each poll is read once.
@@ -45,7 +46,8 @@ class Asked(NamedTuple):
         partition: int64: the partition of the log.
         position: int64: the position in it.
         poll: int64: the number, in the live log, of the poll that brought each.
-        latest_us: int64: the latest time of the requests that are answered together with it.
+        until_us: int64: what frontiers must pass: its time, or the latest of the requests that are
+            answered together with it.
         due: int64, ``(rows, views)``: the number, in the live log, of the poll with which each view
             answers it; 0 if no poll does so yet.
         due_us: int64: when the last of these polls was received; 0 while there is none.
@@ -55,7 +57,7 @@ class Asked(NamedTuple):
     partition: Int64Array
     position: Int64Array
     poll: Int64Array
-    latest_us: Int64Array
+    until_us: Int64Array
     due: Int64Array
     due_us: Int64Array
 
@@ -219,20 +221,18 @@ class DueRequests:
             position = hashing.bits(rows.column(POSITION))
             place = np.searchsorted(ends, position, "right")
             times = hashing.bits(rows.column(self._request.request_time))
-            # Rows are in the order of their polls.
-            starts = np.flatnonzero(np.diff(place, prepend=-1))
-            latest = np.maximum.reduceat(times, starts)
-            sizes = np.diff([*starts.tolist(), len(place)])
+            if not self._run.apart:
+                times = _latest(times, place)
             of_partition = Asked(
                 rows.column(self._request.request_id).cast(pa.string()),
                 np.full(len(place), partition, np.int64),
                 position,
                 cuts.number[place],
-                np.repeat(latest, sizes),
+                times,
                 np.zeros((len(place), len(self._project.views)), np.int64),
                 np.zeros(len(place), np.int64),
             )
-            # A forgotten request keeps its time, which the others of its poll wait for, too.
+            # A forgotten request keeps its time, for which the others of its poll may wait, too.
             found = found.with_more(of_partition.only(~forgotten_rows(self._request, rows)))
         if (topic := self._topics.get(name)) is not None:
             self._ends[topic.first :] = cuts.positions[name][-1].tolist()
@@ -251,7 +251,7 @@ class DueRequests:
             moves = np.flatnonzero(least > before)
             place = np.maximum(
                 np.searchsorted(cuts.number[moves], rows.poll),
-                np.searchsorted(least[moves], rows.latest_us, "right"),
+                np.searchsorted(least[moves], rows.until_us, "right"),
             )
             open_ = (due[:, column] == 0) & (place < len(moves))
             due[open_, column] = cuts.number[moves[place[open_]]]
@@ -289,17 +289,20 @@ class DueRequests:
         Args:
             row: Its row in `asked`.
         """
-        latest_us = int(self.asked.latest_us[row])
+        until_us = int(self.asked.until_us[row])
         for column, view in enumerate(self._project.views):
             if self.asked.due[row, column]:
                 continue
-            if self._frontiers[view.name] > latest_us:
+            if self._frontiers[view.name] > until_us:
                 return f"view {view.name} waits for its frontier to move: the request came late"
             source, partition, at_us = self._slowest(view)
             at = "nothing" if at_us <= TIME_MIN else f"what is before {instant_text(at_us)}"
+            wanted = f"its answer needs what is before {instant_text(until_us)}"
+            if not self._run.apart:
+                wanted = f"requests until {instant_text(until_us)} are answered together"
             return (
                 f"view {view.name} waits for {source}/{partition}, of which {at} is complete, and "
-                f"requests until {instant_text(latest_us)} are answered together"
+                f"{wanted}"
             )
         return ""
 
@@ -313,3 +316,10 @@ class DueRequests:
             found += [(at_us, name, place - first) for place, at_us in enumerate(marks)]
         at_us, name, partition = min(found)
         return name, partition, at_us
+
+
+def _latest(times: Int64Array, polls: Int64Array) -> Int64Array:
+    """Return for each request the latest time of its poll; rows are in the order of polls."""
+    starts = np.flatnonzero(np.diff(polls, prepend=-1))
+    sizes = np.diff([*starts.tolist(), len(polls)])
+    return np.repeat(np.maximum.reduceat(times, starts), sizes)

@@ -114,13 +114,12 @@ class Script:
         else:
             self.refused.append((becomes, value))
 
-    def ask(self, name: str, card: str, seconds: float) -> None:
+    def ask(self, name: str, card: str, seconds: float, stamped: float | None = None) -> None:
         """Send a request; the events that were accepted before it are those it must count."""
         at_us = self.at_us(seconds)
         row = {"id": name, "at": instant(at_us), "card": card}
-        self._producer.send(
-            self.topics["asked"], json.dumps(row).encode(), timestamp_ms=at_us // 1_000
-        )
+        stamp_ms = self.at_us(seconds if stamped is None else stamped) // 1_000
+        self._producer.send(self.topics["asked"], json.dumps(row).encode(), timestamp_ms=stamp_ms)
         self.requests[name] = card, at_us, len(self.accepted[card])
 
     def beat(self, seconds: float, *partitions: int) -> None:

@@ -26,9 +26,9 @@ from tests.support.streaming_project import (
 )
 from tidemill.features.contract import MINUTE
 from tidemill.features.errors import BatchConflict
-from tidemill.features.kernel.prepare import nulls_of
+from tidemill.features.kernel.prepare import matrix_of, nulls_of
 from tidemill.pipelines.io.log import PARTITION, POSITION, SENT
-from tidemill.pipelines.stream.answer_join import AnswerJoiner, answered_schema
+from tidemill.pipelines.stream.answer_join import RELEASE, AnswerJoiner, answered_schema
 from tidemill.pipelines.stream.answer_parts import AnswerPart, RequestPart, group_of, partition_of
 from tidemill.pipelines.stream.shard import request_parts
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
@@ -54,6 +54,15 @@ def joiner(answer_within_us: int = 2**61, gap_releases: int = 1_000) -> AnswerJo
     return AnswerJoiner(PROJECT, SHARDS, answer_within_us, gap_releases)
 
 
+def places_of(answered: list[pa.RecordBatch]) -> list[list[tuple[int, int]]]:
+    """Return the places of the requests of each batch, in an order of their own."""
+    columns = (PARTITION, POSITION)
+    return sorted(
+        [*zip(*(batch.column(name).to_pylist() for name in columns), strict=True)]
+        for batch in answered
+    )
+
+
 def is_answer_of(part: Part, view: str) -> bool:
     return (
         isinstance(part, AnswerPart)
@@ -68,8 +77,12 @@ def is_answer_of(part: Part, view: str) -> bool:
 def test_parts_may_come_in_any_order_and_in_any_bundles(
     seed: int, bundle: int, restart: bool, chance: random.Random
 ) -> None:
-    """No request is answered twice, given up or missing, though releases overtake each other."""
+    """No request is answered twice, given up or missing, though releases overtake each other.
+
+    What is answered together, and so scored together, is the same.
+    """
     rows, parts = parts_of(seed)
+    in_order, _ = joiner().receive(parts)
     chance.shuffle(parts)
     joining = joiner(answer_within_us=0)
     answered = []
@@ -82,25 +95,106 @@ def test_parts_may_come_in_any_order_and_in_any_bundles(
         assert not given_up
         answered += done
     assert vectors_of(PROJECT, answered) == expected_vectors(PROJECT, rows)
+    assert places_of(answered) == places_of(in_order)
     assert not joining.pending
     assert not joining.early
     assert not joining.drain()
 
 
+def test_a_request_waits_for_no_other_one_of_its_poll() -> None:
+    """It is answered with the release that completes it, though others of its poll wait on."""
+    of_many = 0
+    for seed in range(12):
+        _, parts = parts_of(seed)
+        sizes = {part.group: part.rows.num_rows for part in parts if isinstance(part, RequestPart)}
+        joining, answered = joiner(), 0
+        for part in parts:
+            done, _ = joining.receive([part])
+            for batch in done:
+                last = matrix_of(batch.column(RELEASE)).max(axis=1)
+                assert (last == last[0]).all()
+                answered += batch.num_rows
+            of_many += sum(
+                pending.rows.num_rows < sizes[group] for group, pending in joining.pending.items()
+            )
+            reached = joining.numbers.min()
+            for pending in joining.pending.values():
+                is_complete = (pending.shard != -1).all(axis=1)
+                assert (pending.release[is_complete].max(axis=1) > reached).all()
+        assert answered == sum(sizes.values())
+    assert of_many > 50
+
+
+def test_a_stream_that_was_begun_so_answers_the_requests_of_a_poll_together() -> None:
+    rows, parts = parts_of(3)
+    joining = AnswerJoiner(PROJECT, SHARDS, 0, apart=False)
+    answered: list[pa.RecordBatch] = []
+    for part in parts:
+        done, given_up = joining.receive([part])
+        assert not given_up
+        answered += done
+    polls = [part.rows.num_rows for part in parts if isinstance(part, RequestPart)]
+    assert sorted(batch.num_rows for batch in answered) == sorted(polls)
+    assert vectors_of(PROJECT, answered) == expected_vectors(PROJECT, rows)
+
+
+def test_a_repeat_of_requests_of_which_some_were_answered_is_known_by_the_others() -> None:
+    for seed in range(12):
+        _, parts = parts_of(seed)
+        asked = {part.group: part for part in parts if isinstance(part, RequestPart)}
+        joining = joiner()
+        for part in parts:
+            joining.receive([part])
+            for group, pending in joining.pending.items():
+                if pending.rows.num_rows < asked[group].rows.num_rows:
+                    again = joiner()
+                    again.restore(joining.state())
+                    assert again.receive([asked[group]]) == ([], [])
+                    assert again.pending[group].rows.equals(pending.rows)
+                    missing = asked[group].rows.slice(0, pending.rows.num_rows - 1)
+                    with pytest.raises(BatchConflict, match="came twice"):
+                        again.receive([RequestPart(group, missing)])
+                    return
+    raise AssertionError("no poll was answered in parts")
+
+
+def test_requests_that_are_given_up_take_no_other_one_along() -> None:
+    """A request of an hour later in the same poll is answered when its time has come."""
+    _, parts = parts_of(5)
+    polls = [part for part in parts if isinstance(part, RequestPart) and part.rows.num_rows > 2]
+    chosen = polls[0]
+    times = chosen.rows.column("at").cast(pa.int64()).to_pylist()
+    late_us = max(time for time in times if time < max(times))
+    joining = joiner(answer_within_us=1)
+    joining.receive([chosen])
+    joining.frontiers[:] = late_us + 2
+    _, given_up = joining.receive([])
+    assert [part.rows.num_rows for part in given_up] == [len(times) - 1]
+    assert given_up[0].views == ("cab", "zone", "weather")
+    assert joining.pending[chosen.group].rows.column("at").cast(pa.int64()).to_pylist() == [
+        max(times)
+    ]
+
+
 def test_an_answered_batch_has_the_requests_as_they_came() -> None:
     _, parts = parts_of(1)
     answered, _ = joiner().receive(parts)
-    asked = {part.group: part.rows for part in parts if isinstance(part, RequestPart)}
+    asked = {
+        (partition_of(part.group), row[POSITION]): row
+        for part in parts
+        if isinstance(part, RequestPart)
+        for row in part.rows.to_pylist()
+    }
+    seen = []
     for batch in answered:
         assert batch.schema.names == answered_schema(PROJECT)
-        partition = batch.column(PARTITION)[0].as_py()
-        (rows,) = [
-            rows
-            for group, rows in asked.items()
-            if partition_of(group) == partition
-            and rows.column(POSITION)[0] == batch.column(POSITION)[0]
-        ]
-        assert batch.select(rows.schema.names).equals(rows)
+        positions = batch.column(POSITION).to_pylist()
+        assert positions == sorted(positions)
+        for row in batch.to_pylist():
+            place = row[PARTITION], row[POSITION]
+            assert asked[place] == {name: row[name] for name in asked[place]}
+            seen.append(place)
+    assert sorted(seen) == sorted(asked)
 
 
 def test_requests_that_the_engine_repeats_are_answered_once() -> None:

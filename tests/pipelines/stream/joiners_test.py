@@ -224,9 +224,15 @@ def test_a_killed_stream_resumes_with_its_number_of_joiners_and_gives_what_one_g
     assert outputs(several) == outputs(alone)
 
 
+@pytest.mark.parametrize("apart", [True, False])
 def test_a_live_stream_with_joiners_is_resumed_and_proven_while_it_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not apart:  # a version that answered the requests of a poll together has begun it
+        begin = StreamRun.beginning
+        monkeypatch.setattr(
+            StreamRun, "beginning", lambda *given: replace(begin(*given), apart=False)
+        )
     monkeypatch.setattr(follow_module, "_IDLE_S", 0.0)
     project = TopicProject.of_now(
         tmp_path / "shop", monkeypatch, partitions=4, joiners=3, savepoint_every_us=SECOND // 4
@@ -253,7 +259,7 @@ def test_a_live_stream_with_joiners_is_resumed_and_proven_while_it_runs(
     config = project.config()
     run = StreamRun.read(config.current.stream_folder)
     assert run is not None
-    assert run.joiners == 3
+    assert (run.joiners, run.apart) == (3, apart)
     for record in rounds:
         assert not [one for one in record.differences if Cause(one.cause).is_mismatch]
         assert record.values == record.served > 0

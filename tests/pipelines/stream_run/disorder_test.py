@@ -84,10 +84,17 @@ def test_disorder_has_the_outcome_that_is_written_down(tmp_path: Path, broker: T
         for project in both:
             action(project)
 
-    def asked_of_both(cards: Mapping[str, str], seconds: float, *, beats: float) -> None:
-        """Ask about cards, let time go on, and wait for the answers."""
+    def asked_of_both(
+        cards: Mapping[str, str], seconds: float, *, beats: float, ahead: str | None = None
+    ) -> None:
+        """Ask about cards, let time go on, and wait for the answers.
+
+        With them comes a request of a producer whose clock is ahead; its answer is not waited for.
+        """
         for name, card in cards.items():
             script.ask(name, card, seconds)
+        if ahead is not None:
+            script.ask(ahead, "hot", seconds + 7.5, stamped=seconds)
         of_both(DisorderedProject.wait_until_read)
         script.beat(beats, 0, 1, CLOCKS)
         of_both(lambda one: one.wait_until_answered(*cards))
@@ -118,7 +125,12 @@ def test_disorder_has_the_outcome_that_is_written_down(tmp_path: Path, broker: T
         script.beat(LATER + 20, 0, 1, SILENT, CLOCKS)
         of_both(DisorderedProject.wait_until_read)
         cards = ("silent", "burst", "shuffled")
-        asked_of_both({f"4 {card}": card for card in cards}, LATER + 18.5, beats=LATER + 22)
+        asked = {f"4 {card}": card for card in cards}
+        asked_of_both(asked, LATER + 18.5, beats=LATER + 22, ahead="5 ahead")
+        assert "5 ahead" not in {row["request_id"] for row in exact.predictions()}
+        script.beat(LATER + 30, 0, 1, SILENT, CLOCKS)
+        of_both(DisorderedProject.wait_until_read)
+        of_both(lambda one: one.wait_until_answered("5 ahead"))
         for project, process in zip(both, processes, strict=True):
             project.drain(process)
     for project in both:

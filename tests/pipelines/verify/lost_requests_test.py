@@ -166,7 +166,7 @@ def test_what_is_not_due_waits_and_says_for_what(topics: Topics) -> None:
     first = found.first[0]
     assert first.due_poll is None
     assert first.why.startswith("view by_card waits for ")
-    assert "are answered together" in first.why
+    assert "its answer needs what is before " in first.why
     assert (first.source, first.poll, first.remedy) == ("checks", 1, "")
 
 
