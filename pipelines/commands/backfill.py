@@ -13,9 +13,17 @@ from tidemill.pipelines.commands import options, stages
 @click.option(
     "--publish", is_flag=True, help="Fill the online store and the offline log from history, too."
 )
+@options.batch_engine
 @options.wait
 @options.opened
-def backfill(config_path: Path, root: Path | None, quiet: bool, publish: bool, wait: bool) -> None:
+def backfill(
+    config_path: Path,
+    root: Path | None,
+    quiet: bool,
+    publish: bool,
+    engine: str | None,
+    wait: bool,
+) -> None:
     """Compute the features of every past request, and the state from which the stream starts."""
     config = stages.load(config_path, root)
     from tidemill.pipelines.history import backfill as stage
@@ -24,5 +32,5 @@ def backfill(config_path: Path, root: Path | None, quiet: bool, publish: bool, w
     remember(config.root, sample=False)
     progress = stages.progress(quiet)
     stages.run_stage(
-        "backfill", config.root, lambda: stage.backfill(config, progress, publish, wait)
+        "backfill", config.root, lambda: stage.backfill(config, progress, publish, wait, engine)
     )

@@ -25,13 +25,15 @@ import click
     show_default=True,
     help="With --kafka: where the broker is; `tidemill up` starts one there.",
 )
-def init(name: str, parent: Path, kafka: bool, bootstrap: str) -> None:
+@click.option("--dataflow", is_flag=True, help="Add a folder with a Flex Template of Dataflow.")
+def init(name: str, parent: Path, kafka: bool, bootstrap: str, dataflow: bool) -> None:
     """Write a small working project, with events to try it on, to the folder NAME.
 
-    With --kafka the project has its history in files and goes on in topics, with a producer.
+    With --kafka the project has its history in files and goes on in topics, with a producer. With
+    --dataflow it has a Dockerfile, metadata and entry point of a Flex Template, too.
     """
     from tidemill.pipelines.commands.scaffold import write_project
 
-    folder = write_project(name, parent, bootstrap if kafka else None)
+    folder = write_project(name, parent, bootstrap if kafka else None, dataflow=dataflow)
     click.echo(f"{folder} is written; its README.md describes it. Next:\n")
     click.echo(f"  cd {folder}\n  tidemill {'up' if kafka else 'validate'}")

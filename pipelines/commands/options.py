@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tidemill.pipelines.config.choices import ENGINES
+from tidemill.pipelines.config.choices import BATCH_ENGINES, ENGINES
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -35,6 +35,21 @@ speed = click.option(
     help="Replay N times faster than real time; by default as fast as possible.",
 )
 engine = click.option("--engine", type=click.Choice(ENGINES), help="Beam engine for the stream.")
+batch_engine = click.option(
+    "--engine", type=click.Choice(BATCH_ENGINES), help="Beam engine; results do not depend on it."
+)
+translate = click.option(
+    "--translate",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="With --engine dataflow: write the job and its steps to DIR, and run nothing.",
+)
+replaces = click.option(
+    "--replaces",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="With --translate: say which steps of the job in DIR the new one could take over.",
+)
 
 wait = click.option(
     "--wait", is_flag=True, help="Wait for another process that does the same, instead of failing."

@@ -1,5 +1,7 @@
 """A new project from ``templates/project``, for `tidemill init`; with topics, ``templates/kafka``.
 
+With a Flex Template of Dataflow it has the folder ``dataflow`` of ``templates/dataflow``, too.
+
 Promises: the project works without changes (it brings the events of a made-up shop along); nothing
 that exists is overwritten; and the folder appears complete or not at all.
 
@@ -10,6 +12,7 @@ ends with ``# FILES_ONLY`` is not. Files of ``templates/kafka`` replace those of
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import importlib.resources
 import io
 import re
@@ -32,6 +35,7 @@ _PROJECT_NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _NAME: Final = "PROJECT_NAME"
 _ROWS: Final = "ROW_COUNT"
 _BOOTSTRAP: Final = "BOOTSTRAP"
+_BEAM: Final = "BEAM_VERSION"
 _KAFKA_ONLY: Final = "  # KAFKA_ONLY"
 _FILES_ONLY: Final = "  # FILES_ONLY"
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9._-]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5}")
@@ -42,7 +46,9 @@ _TIMES: Final[Mapping[str, str]] = {
 }
 
 
-def write_project(name: str, parent: Path, bootstrap: str | None = None) -> Path:
+def write_project(
+    name: str, parent: Path, bootstrap: str | None = None, *, dataflow: bool = False
+) -> Path:
     """Write a project.
 
     Args:
@@ -50,6 +56,7 @@ def write_project(name: str, parent: Path, bootstrap: str | None = None) -> Path
         parent: The directory to write it into; made if it is missing.
         bootstrap: The broker whose topics its sources go on in, ``HOST:PORT``; None for a project
             of files alone.
+        dataflow: Whether it has a Flex Template of Dataflow.
 
     Returns:
         The project's directory, ``parent/name``.
@@ -74,7 +81,7 @@ def write_project(name: str, parent: Path, bootstrap: str | None = None) -> Path
             "remove it"
         )
     with named_for(folder):
-        _write(folder, _contents(name, bootstrap))
+        _write(folder, _contents(name, bootstrap, dataflow=dataflow))
     return folder
 
 
@@ -86,7 +93,7 @@ class _Content:
     content: bytes
 
 
-def _contents(name: str, bootstrap: str | None) -> list[_Content]:
+def _contents(name: str, bootstrap: str | None, *, dataflow: bool) -> list[_Content]:
     """Return the files of a project."""
     templates = importlib.resources.files("tidemill.pipelines").joinpath("templates")
     project = templates.joinpath("project")
@@ -99,6 +106,9 @@ def _contents(name: str, bootstrap: str | None) -> list[_Content]:
     else:
         found = _templates(project) | _templates(templates.joinpath("kafka"))
         data = (part for file, content in events.items() for part in _divided(file, content))
+    if dataflow:
+        of_template = _templates(templates.joinpath("dataflow"))
+        found = found | {f"dataflow/{file}": text for file, text in of_template.items()}
     texts = [
         _Content(
             file,
@@ -106,6 +116,7 @@ def _contents(name: str, bootstrap: str | None) -> list[_Content]:
             .replace(_NAME, name)
             .replace(_ROWS, f"{rows:,}")
             .replace(_BOOTSTRAP, bootstrap or "")
+            .replace(_BEAM, importlib.metadata.version("apache-beam"))
             .encode(),
         )
         for file, text in found.items()

@@ -38,6 +38,8 @@ from tidemill.pipelines.config.choices import MODES
     help="Go on without what a topic has lost, exactly as the error prints it, such as "
     "payments/0@120-179; may be given more than once.",
 )
+@options.translate
+@options.replaces
 @click.argument("beam_flags", metavar="[-- BEAM_FLAGS...]", nargs=-1, type=click.UNPROCESSED)
 @options.wait
 @options.opened
@@ -53,6 +55,8 @@ def stream(
     take_over: bool,
     accept_lost: tuple[str, ...],
     wait: bool,
+    translate: Path | None,
+    replaces: Path | None,
     beam_flags: tuple[str, ...],
 ) -> None:
     """Replay the log as a stream: publish features, answer requests with predictions.
@@ -61,12 +65,19 @@ def stream(
     Readers of the online store see the earlier stream's values until the new one has caught up with
     them.
 
-    With --engine flink, flags of Beam may follow after --, such as -- --parallelism=2.
+    With --engine flink or dataflow, flags of Beam may follow after --, such as -- --parallelism=2.
     """
+    if replaces is not None and translate is None:
+        raise click.UsageError("--replaces compares translations: add --translate DIR")
     until_us = None if until is None else _instant_us(until)
     if accept_lost:
         _check_accepted(accept_lost)
     config = stages.load_for_existing_run(config_path, root)
+    if translate is not None:
+        from tidemill.pipelines.commands.translated import show_stream
+
+        show_stream(config, engine, beam_flags, mode, translate, replaces, resume=resume)
+        return
     from tidemill.pipelines.stream_run import stream as stage
 
     progress = stages.progress(quiet)

@@ -10,11 +10,12 @@ from tidemill.pipelines.commands import options, stages
 
 
 @click.command(short_help="Train and evaluate a model; write a bundle.")
+@options.batch_engine
 @options.opened
-def train(config_path: Path, root: Path | None, quiet: bool) -> None:
+def train(config_path: Path, root: Path | None, quiet: bool, engine: str | None) -> None:
     """Train a model on the backfilled features, evaluate it, and write a bundle."""
     config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.training import train as stage
 
     progress = stages.progress(quiet)
-    stages.run_stage("train", config.root, lambda: stage.train(config, progress))
+    stages.run_stage("train", config.root, lambda: stage.train(config, progress, engine))

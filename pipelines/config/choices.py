@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-ENGINES: Final = ("fnapi", "prism", "flink")
+ENGINES: Final = ("fnapi", "prism", "flink", "dataflow")
 """The engines that run a stream; `pipelines.engines.choosing.Engine` also has one for batch."""
+BATCH_ENGINES: Final = ("fnapi", "prism")
+"""The engines that run what is in batch: backfills, and the analysis before training."""
 MODES: Final = ("exact", "eager")
 """exact: answer a request when the frontier has passed it; eager: answer it at once."""
 LOG_FORMATS: Final = ("text", "json")

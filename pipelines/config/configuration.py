@@ -29,7 +29,7 @@ online_store: {type: sqlite, path: online.db}  # `pipelines.config.online_sectio
 offline_store: {type: parquet}  # optional (`pipelines.config.offline_section`)
 registry: {type: file, path: registry.db}  # optional (`pipelines.config.registry_section`)
 stream: {engine: fnapi, mode: exact, poll_rows: 4096, speed: null, answer_within: 5m,
-         gap_batches: 1000, joiners: 1, readers: 1}
+         gap_batches: 1000, joiners: 1, readers: 1, inference: {}}
 predictions: {kafka: {...}}     # optional: also to a topic (`pipelines.config.sink_section`)
 rejected: {kafka: {...}}        # optional: rejected records likewise
 archive: {folder: archive}      # optional: rows of topics (`pipelines.config.archive_section`)
@@ -51,6 +51,7 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import ConfigurationError, nearest
 from tidemill.pipelines.config.archive_section import Archive, read_archive
 from tidemill.pipelines.config.choices import ENGINES, MODES
+from tidemill.pipelines.config.inference_section import InferenceOptions, read_inference
 from tidemill.pipelines.config.offline_section import offline_place
 from tidemill.pipelines.config.online_section import (
     GIVE_UP_AFTER_US,
@@ -108,6 +109,7 @@ STREAM_KEYS: Final = {
     "gap_batches": Value.count,
     "joiners": Value.count,
     "readers": Value.count,
+    "inference": read_inference,
 }
 
 
@@ -174,7 +176,8 @@ class StreamOptions:
     """How the stream runs.
 
     Attributes:
-        engine: ``fnapi`` or ``prism``; None is Prism if its binary is built, else FnApiRunner.
+        engine: ``fnapi``, ``prism``, ``flink`` or ``dataflow``; None is Prism if its binary is
+            built, else FnApiRunner.
         mode: ``exact`` or ``eager``.
         poll_rows: The most rows that one poll of a source reads.
         speed: How many times faster than real time a replay runs; None is as fast as it can.
@@ -189,6 +192,7 @@ class StreamOptions:
             this one. A stream keeps the number that it was begun with.
         readers: The number of processes that read topics; each reads a share of the partitions of
             every topic. There are no more than the largest topic has partitions.
+        inference: What the step that scores requests needs of a machine.
     """
 
     engine: str | None = None
@@ -201,6 +205,7 @@ class StreamOptions:
     gap_batches: int = 1000
     joiners: int = 1
     readers: int = 1
+    inference: InferenceOptions = field(default_factory=InferenceOptions)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ engine       unbounded sources      event-time timers, windows        needs
 ``prism``    run                    as the watermark moves            a binary: ``make prism``
 ``flink``    run, and stay          as the watermark moves            a cluster:
                                                                       ``tidemill up --flink``
+``dataflow`` translated only        as the watermark moves            a root that workers share
 ``bundle``   refused                TestStream only                   nothing
 ===========  =====================  ================================  ==========================
 
@@ -40,6 +41,8 @@ from tidemill.features.errors import (
     WrongEngine,
     nearest,
 )
+from tidemill.pipelines.engines import dataflow_flags
+from tidemill.pipelines.engines.dataflow_flags import DataflowPlace
 from tidemill.pipelines.engines.failures import original
 from tidemill.pipelines.engines.flink import FlinkPlace, read_flags
 from tidemill.pipelines.engines.prism_options import JOB_SERVER_TIMEOUT_S, NO_SDF_SPLIT
@@ -65,6 +68,7 @@ class Engine(Enum):
     FNAPI = "fnapi"
     PRISM = "prism"
     FLINK = "flink"
+    DATAFLOW = "dataflow"
     BUNDLE_BASED = "bundle"
 
 
@@ -87,6 +91,7 @@ class EngineChoice:
         streaming: Whether the pipeline runs as a stream.
         prism: The Prism binary; set exactly when the engine is Prism.
         flink: The cluster; set exactly when the engine is Flink.
+        dataflow: Where the job would run; set exactly when the engine is Dataflow.
     """
 
     engine: Engine
@@ -94,9 +99,15 @@ class EngineChoice:
     streaming: bool
     prism: Path | None = None
     flink: FlinkPlace | None = None
+    dataflow: DataflowPlace | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a Prism without a binary, or a binary without Prism; likewise Flink."""
+        """Refuse a Prism without a binary, or a binary without Prism; likewise the others."""
+        if (self.engine is Engine.DATAFLOW) != (self.dataflow is not None):
+            raise ValueError(
+                f"engine {self.engine.value!r} with dataflow={self.dataflow!r}: give the place "
+                "with the engine 'dataflow', and with no other"
+            )
         if (self.engine is Engine.FLINK) != (self.flink is not None):
             raise ValueError(
                 f"engine {self.engine.value!r} with flink={self.flink!r}: give the cluster with "
@@ -110,7 +121,7 @@ class EngineChoice:
 
     @property
     def name(self) -> str:
-        """The engine as a user types it: ``fnapi``, ``prism``, ``flink`` or ``bundle``."""
+        """The engine as a user types it, such as ``fnapi``."""
         return self.engine.value
 
     @property
@@ -162,7 +173,8 @@ def choose_engine(
     FnApiRunner. Both give exact results; only Prism moves watermarks during the run.
 
     Args:
-        requested: ``fnapi``, ``prism``, ``flink``, ``bundle``, or None for the default.
+        requested: ``fnapi``, ``prism``, ``flink``, ``dataflow``, ``bundle``, or None for the
+            default.
         streaming: Whether the pipeline runs as a stream.
         flags: Flags of Beam, for an engine that takes some.
 
@@ -174,10 +186,10 @@ def choose_engine(
         PrismMissing: Prism was requested and its binary is not built.
         WrongBeamFlag: The engine does not take a flag.
     """
-    if flags and requested != Engine.FLINK.value:
+    if flags and requested not in (Engine.FLINK.value, Engine.DATAFLOW.value):
         raise WrongBeamFlag(
-            f"only the engine 'flink' takes flags of Beam, and here are {' '.join(flags)!r}: leave "
-            "them out, or add --engine flink"
+            "only the engines 'flink' and 'dataflow' take flags of Beam, and here are "
+            f"{' '.join(flags)!r}: leave them out, or add --engine flink"
         )
     if requested is None:
         return _default_engine(streaming)
@@ -194,6 +206,10 @@ def choose_engine(
         place = read_flags(flags)
         why = f"Flink, as requested ({place.url}, parallelism {place.parallelism})"
         return EngineChoice(engine, why, streaming, flink=place)
+    if engine is Engine.DATAFLOW:
+        found = dataflow_flags.read_flags(flags)
+        why = f"Dataflow, as requested (project {found.project}, {found.region})"
+        return EngineChoice(engine, why, streaming, dataflow=found)
     prism = find_prism() if engine is Engine.PRISM else None
     reasons = {
         Engine.FNAPI: "FnApiRunner, as requested",

@@ -19,6 +19,7 @@ from typing import Any
 from tidemill.features.errors import InputError
 from tidemill.features.kernel.compilation import compile_kernel, load_kernel
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.engines.batch_jobs import BatchJobs
 from tidemill.pipelines.history.bootstrap import bootstrap
 from tidemill.pipelines.history.build_manifest import (
     BuildManifest,
@@ -49,7 +50,11 @@ from tidemill.pipelines.run.progress import Progress
 
 
 def backfill(
-    config: Configuration, progress: Progress, publish: bool = False, wait: bool = False
+    config: Configuration,
+    progress: Progress,
+    publish: bool = False,
+    wait: bool = False,
+    engine: str | None = None,
 ) -> dict[str, Any]:
     """Make a build: ingest, training table, and the states as of the end of the evaluation.
 
@@ -61,6 +66,7 @@ def backfill(
         progress: Where progress is shown.
         publish: Whether to fill the online store and the offline log, too.
         wait: Whether to wait for another build of the root; else it is an error.
+        engine: ``fnapi`` or ``prism``; None for the default.
 
     Returns:
         Counts and figures by step.
@@ -72,7 +78,9 @@ def backfill(
         StateMismatch: What was read of a topic cannot be taken in: it is another topic, or the
             source has other columns.
         Locked: Another process makes a build of the root.
+        UnknownEngine: The engine runs streams only.
     """
+    jobs = BatchJobs.on(engine, config.project.name)
     compile_kernel(progress)
     load_kernel()
     with sharing(handler(config.project)), building(config.root, wait=wait) as build:
@@ -85,7 +93,9 @@ def backfill(
             if live is not None:
                 check_live_rows(config, live, topics)
             write_topics(build.folder, topics)
-        sources = ingest(config, progress, work=build.work, build=build.folder, live=live)
+        sources = ingest(
+            config, progress, work=build.work, build=build.folder, live=live, jobs=jobs
+        )
         files = {name: row.pop("files") for name, row in sources.items()}
         summary["sources"] = sources
         if (error := too_many(config, sources)) is not None:
@@ -102,7 +112,7 @@ def backfill(
             )
             live = replace(live, log=Log(live.log.root, build.live))
         folder = None if live is None else live.log.live
-        with sharded(config, progress, build.folder, build.work, folder) as stages:
+        with sharded(config, progress, build.folder, build.work, folder, jobs) as stages:
             summary["training"] = point_in_time(stages)
             handoff, summary["handoff"] = hand_over(stages, build.generation)
         change_points = _log_history(config, progress, build, handoff, publish=publish)
@@ -169,7 +179,12 @@ def _manifest(
 
 @contextmanager
 def sharded(
-    config: Configuration, progress: Progress, build: Path, work: Path, live: Path | None = None
+    config: Configuration,
+    progress: Progress,
+    build: Path,
+    work: Path,
+    live: Path | None = None,
+    jobs: BatchJobs | None = None,
 ) -> Iterator[Stages]:
     """Split the log of a build by view, shard and part, for the block.
 
@@ -179,6 +194,7 @@ def sharded(
         build: The folder of the build, with its log.
         work: A folder for files that are needed only in the block.
         live: The folder of the live log whose rows are in the build; None if there is none.
+        jobs: Runs the jobs; None for the default engine.
 
     Yields:
         What `point_in_time` and `hand_over` go on from.
@@ -198,7 +214,8 @@ def sharded(
             live=live,
         )
         check_space(spill, spill_bytes(config.project, plan), "this backfill")
-        stages = Stages(config.project, plan, progress)
+        jobs = BatchJobs.on(None, config.project.name) if jobs is None else jobs
+        stages = Stages(config.project, plan, progress, jobs)
         spans = [span for source in plan.lengths for span in plan.spans(source)]
         rows = sum(map(sum, plan.lengths.values()))
         stages.run("split", "split the log", spans, total=rows, unit="rows")

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,14 +21,14 @@ import apache_beam as beam
 
 from tidemill.features.definitions import Project
 from tidemill.features.errors import InputError
-from tidemill.pipelines.engines.choosing import choose_engine, make_runner, run
-from tidemill.pipelines.engines.options import pipeline_options
+from tidemill.pipelines.engines.batch_jobs import BatchJobs
 from tidemill.pipelines.history.history_plan import HistoryPlan, Span
 from tidemill.pipelines.history.label_parts import label_part
 from tidemill.pipelines.history.shard_answers import answer_part
 from tidemill.pipelines.history.shard_states import write_state
 from tidemill.pipelines.history.split import split_span
 from tidemill.pipelines.history.training_table import write_file
+from tidemill.pipelines.io.steps import Elements, step
 from tidemill.pipelines.run.processes import Handler, running
 from tidemill.pipelines.run.progress import Progress, StageProgress
 from tidemill.serving.files.atomic_write import write_text
@@ -109,6 +110,22 @@ class _Perform(beam.DoFn):
             processes.map(self._shared)
 
 
+def wire(project: Project, tasks: Sequence[str], pipeline: beam.Pipeline) -> None:
+    """Wire the job of a stage.
+
+    Args:
+        project: The project.
+        tasks: What there is to do, JSON.
+        pipeline: An empty pipeline.
+    """
+    _ = (
+        pipeline
+        | "Tasks" >> Elements(tasks)
+        | "Deal" >> beam.Reshuffle()
+        | step("Perform", _Perform(project))
+    )
+
+
 @dataclass(frozen=True)
 class Stages:
     """Runs the stages of a backfill.
@@ -117,11 +134,13 @@ class Stages:
         project: The project.
         plan: How the work is cut.
         progress: Where progress is shown.
+        jobs: Runs their jobs.
     """
 
     project: Project
     plan: HistoryPlan
     progress: Progress
+    jobs: BatchJobs
 
     def answer(self) -> None:
         """Answer all requests, and make the states of all parts of the shards, once."""
@@ -165,20 +184,9 @@ class Stages:
         folder = Path(self.plan.spill, _DONE, stage)
         with self.progress.stage(title, total=total, unit=unit) as shown:
             if elements:
-                choice = choose_engine(None, streaming=False)
-                shown.note(choice.why)
-                pipeline = beam.Pipeline(
-                    runner=make_runner(choice),
-                    options=pipeline_options(self.project.name, choice, f"backfill-{stage}"),
-                )
-                _ = (
-                    pipeline
-                    | beam.Create(elements, reshuffle=False)
-                    | beam.Reshuffle()
-                    | beam.ParDo(_Perform(self.project))
-                )
+                shown.note(self.jobs.choice.why)
                 with _watched(folder, shown):
-                    run(pipeline, choice)
+                    self.jobs.run(f"backfill-{stage}", partial(wire, self.project, elements))
         counts = [json.loads(path.read_text()) for path in sorted(folder.glob("*"))]
         if len(counts) != len(elements):
             raise InputError(

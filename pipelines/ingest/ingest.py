@@ -17,6 +17,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,8 +25,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.engines.choosing import choose_engine, make_runner, run
-from tidemill.pipelines.engines.options import pipeline_options
+from tidemill.pipelines.engines.batch_jobs import BatchJobs
 from tidemill.pipelines.ingest.live_rows import LiveRows
 from tidemill.pipelines.ingest.read_source import ReadSource, alike, read_together
 from tidemill.pipelines.ingest.rejected_shares import (
@@ -37,6 +37,7 @@ from tidemill.pipelines.ingest.rejected_shares import (
 from tidemill.pipelines.ingest.repaired_records import mended_files
 from tidemill.pipelines.ingest.source_digests import digested
 from tidemill.pipelines.io.sinks import WriteParquet
+from tidemill.pipelines.io.steps import Elements, step
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.scratch import scratch_folder
@@ -45,6 +46,7 @@ from tidemill.serving.files.read_files import read_json
 
 REJECTED: Final = "rejected"
 COUNTS: Final = "counts"
+STEP: Final = "ingest"
 _COUNTS: Final = "counts"
 _RUNS: Final = "runs"
 
@@ -116,6 +118,27 @@ class Ingest(beam.DoFn):
         return row
 
 
+def wire(
+    config: Configuration,
+    work: Path,
+    build: Path | None,
+    live: LiveRows | None,
+    pipeline: beam.Pipeline,
+) -> None:
+    """Wire the job; see `ingest`."""
+    out = (
+        pipeline
+        | "Sources" >> Elements([json.dumps(names) for names in alike(config)])
+        | "Deal" >> beam.Reshuffle()
+        | step("Ingest", Ingest(config, build, work / _RUNS, live)).with_outputs(
+            REJECTED, main=COUNTS
+        )
+    )
+    write = WriteParquet(work / paths.REJECTED, ("stage", "stream", "partition", "position"))
+    _ = out[REJECTED] | step("Rejected", write)
+    _ = out[COUNTS] | step("Counts", _WriteCounts(work / _COUNTS))
+
+
 def ingest(
     config: Configuration,
     progress: Progress,
@@ -123,6 +146,7 @@ def ingest(
     work: Path,
     build: Path | None,
     live: LiveRows | None = None,
+    jobs: BatchJobs | None = None,
 ) -> dict[str, Any]:
     """Read all sources; write the log and the rejected records.
 
@@ -133,6 +157,7 @@ def ingest(
             large sources.
         build: The folder of the build whose log is written; None only validates the sources.
         live: The rows that streams have read of topics, for the log; None for none.
+        jobs: Runs the job; None for the default engine.
 
     Returns:
         Counts by source: read, kept, dropped, rejected, mended, and rejected by reason; and, where
@@ -141,26 +166,11 @@ def ingest(
         `pipelines.io.event_counts.EventCounts`. Of a source with rejected records also an example
         for each reason and column.
     """
-    choice = choose_engine(None, streaming=False)
+    jobs = BatchJobs.on(None, config.project.name) if jobs is None else jobs
     collected = work / _COUNTS
     with progress.stage("ingest", total=len(config.sources), unit="sources") as stage:
-        stage.note(choice.why)
-        pipeline = beam.Pipeline(
-            runner=make_runner(choice),
-            options=pipeline_options(config.project.name, choice, "ingest"),
-        )
-        out = (
-            pipeline
-            | beam.Create([json.dumps(names) for names in alike(config)])
-            | beam.Reshuffle()
-            | beam.ParDo(Ingest(config, build, work / _RUNS, live)).with_outputs(
-                REJECTED, main=COUNTS
-            )
-        )
-        write = WriteParquet(work / paths.REJECTED, ("stage", "stream", "partition", "position"))
-        _ = out[REJECTED] | "Rejected" >> beam.ParDo(write)
-        _ = out[COUNTS] | "Counts" >> beam.Map(_write_counts, str(collected))
-        run(pipeline, choice)
+        stage.note(jobs.choice.why)
+        jobs.run(STEP, partial(wire, config, work, build, live))
         counts = [read_json(path, dict, "run again") for path in sorted(collected.glob("*.json"))]
         stage.advance(len(counts))
     return {row.pop("source"): row for row in counts}
@@ -191,5 +201,11 @@ def replace_rejected(work: Path, root: Path) -> None:
         fresh.rename(target / fresh.name)
 
 
-def _write_counts(counts: str, folder: str) -> None:
-    write_text(Path(folder, f"{json.loads(counts)['source']}.json"), counts)
+@beam.typehints.with_input_types(str)
+@beam.typehints.with_output_types(str)
+class _WriteCounts(beam.DoFn):
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def process(self, element: str) -> None:
+        write_text(self._folder / f"{json.loads(element)['source']}.json", element)

@@ -50,6 +50,7 @@ from tidemill.pipelines.io.poll_restriction import (
     RestrictionCoder,
     stays,
 )
+from tidemill.pipelines.io.steps import Elements, step
 
 _SLICE_SECONDS: Final = 0.1
 _WAIT_US: Final = 10_000
@@ -159,12 +160,23 @@ class ReplayLog:
             if one.name == source
         )
 
-    def due_us(self, elapsed_seconds: float) -> int:
-        """Return the instant of arrival up to which rows are due after some seconds."""
+    def clock_us(self, at: Cut) -> int:
+        """Return the instant of arrival that the replay has come to after some poll."""
+        taken = sum(at.positions) - sum(self.start.positions)
+        return int(self._merged[taken - 1]) if taken else self._options.start_us
+
+    def due_us(self, elapsed_seconds: float, since_us: int | None = None) -> int:
+        """Return the instant of arrival up to which rows are due after some seconds.
+
+        Args:
+            elapsed_seconds: The seconds.
+            since_us: The instant at which they began (`clock_us`); None is the start.
+        """
         if self._options.speed is None:
             return self._options.stop_us
         elapsed = int(elapsed_seconds * self._options.speed * 1_000_000)
-        return min(self._options.start_us + elapsed, self._options.stop_us)
+        since_us = self._options.start_us if since_us is None else since_us
+        return min(since_us + elapsed, self._options.stop_us)
 
     def next_poll(self, at: Cut, due_us: int, sent_us: int) -> tuple[Poll, Cut] | None:
         """Read the next poll.
@@ -253,13 +265,13 @@ class ReplayLog:
 class _Read(beam.DoFn):
     """Reads polls, for a tenth of a second in each call."""
 
-    def __init__(self, project: Project, options: ReplayOptions, began: float) -> None:
+    def __init__(self, project: Project, options: ReplayOptions) -> None:
         self._project = project
         self._options = options
-        self._began = began
 
     def setup(self) -> None:
         self._log = ReplayLog(self._project, self._options)
+        self._began: tuple[float, int] | None = None
         attempt = self._options.attempt
         self._watch = None if attempt is None else attempt.watch()
 
@@ -273,10 +285,11 @@ class _Read(beam.DoFn):
         at, _, is_sent = tracker.current_restriction()
         if self._watch is not None and stays(self._watch, tracker, is_sent=is_sent):
             return
+        began_s, since_us = self._began = self._began or (time.monotonic(), self._log.clock_us(at))
         end = time.monotonic() + _SLICE_SECONDS
         has_sent = False
         while True:
-            due = self._log.due_us(time.time() - self._began)
+            due = self._log.due_us(time.monotonic() - began_s, since_us)
             now_us = time.time_ns() // 1_000
             found = self._log.next_poll(at, due, now_us)
             if found is not None:
@@ -327,7 +340,6 @@ class Replay(beam.PTransform):
         start = Restriction(ReplayLog(self.project, self.options).start)
         return (
             begin
-            | beam.Create([RestrictionCoder().encode(start)])
-            | "Read"
-            >> beam.ParDo(_Read(self.project, self.options, time.time())).with_output_types(Poll)
+            | "Start" >> Elements([RestrictionCoder().encode(start)])
+            | step("Read", _Read(self.project, self.options)).with_output_types(Poll)
         )

@@ -32,6 +32,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 import tidemill.pipelines.io.coders  # noqa: F401 - Beam takes them from its registry
 from tidemill.features.definitions import Project
 from tidemill.pipelines.io.epochs import with_epoch
+from tidemill.pipelines.io.steps import PassKeyed, step
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, SavepointPart
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions, make_operator
@@ -385,17 +386,15 @@ class Featurize(beam.PTransform):
         parts = (
             sharded
             # Flink names a stage after its input: a separate input keeps the state on upgrades.
-            | "KeyByOperator" >> beam.Map(_same).with_output_types(tuple[str, bytes])
-            | "Operate"
-            >> beam.ParDo(_Operate(self.project, self.options)).with_outputs(
+            | step("KeyByOperator", PassKeyed())
+            | step("Operate", _Operate(self.project, self.options)).with_outputs(
                 PUBLICATIONS, RELEASES, main=ANSWERS
             )
         )
         joined = (
             parts[ANSWERS]
-            | "KeyAnswers" >> beam.Map(_same).with_output_types(tuple[str, bytes])
-            | "Join"
-            >> beam.ParDo(_Join(self.project, self.options)).with_outputs(UNANSWERED, main=ANSWERS)
+            | step("KeyAnswers", PassKeyed())
+            | step("Join", _Join(self.project, self.options)).with_outputs(UNANSWERED, main=ANSWERS)
         )
         return {
             ANSWERS: joined[ANSWERS],
@@ -403,7 +402,3 @@ class Featurize(beam.PTransform):
             PUBLICATIONS: parts[PUBLICATIONS],
             RELEASES: parts[RELEASES],
         }
-
-
-def _same(element: tuple[str, bytes]) -> tuple[str, bytes]:
-    return element

@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol
 import apache_beam as beam
 
 from tidemill.features.contract import SECOND, TIME_MAX, TIME_MIN, write_instant
+from tidemill.features.definitions import Project
 from tidemill.features.errors import (
     BrokerUnreachable,
     FileError,
@@ -66,6 +67,7 @@ from tidemill.pipelines.io.live.steady_clock import SteadyClock, wall_clock_us
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.io.sinks import place_name
+from tidemill.pipelines.recovery.handoff import Handoff
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.resume import Reached, Start
 from tidemill.pipelines.stream.operator_key import Mode
@@ -93,6 +95,29 @@ class Marks(Protocol):
 
     def may_mark(self, segment: int) -> bool:
         """Tell whether the segment may end here: then the next poll has its mark."""
+
+
+def first_epoch(live: LiveLog) -> int:
+    """Return the epoch, in the poll log, of the first poll that comes from there."""
+    unsealed = next(live.polls.read(after=live.sealed().number), None)
+    if unsealed is not None:
+        return Poll.decode(bytes(unsealed.poll)).epoch
+    last = live.polls.last()
+    return 0 if last is None else Poll.decode(bytes(last.poll)).next_epoch
+
+
+def live_polls(project: Project, log: Log, live: LiveLog, handoff: Handoff) -> LivePolls:
+    """Return the sealed polls since the states of a record.
+
+    Args:
+        project: The project.
+        log: The log of the build, with the live rows.
+        live: The live log.
+        handoff: The record of the states.
+    """
+    return LivePolls(
+        project, log, live, start_us=handoff.as_of_us, stop_us=TIME_MAX, polls=handoff.polls
+    )
 
 
 @dataclass
@@ -139,16 +164,8 @@ class LiveInput:
         self.live.begin(topics, LiveOrigin(self.start.run.as_of_us))
         self.live.seal(self._build, self.start.handoff.as_of_us)
         self.begins = self.taken()
-        self._epoch, self._ended = self._first_epoch(), 0
+        self._epoch, self._ended = first_epoch(self.live), 0
         self._check_files()
-
-    def _first_epoch(self) -> int:
-        """Return the epoch, in the poll log, of the first poll that comes from there."""
-        unsealed = next(self.live.polls.read(after=self.live.sealed().number), None)
-        if unsealed is not None:
-            return Poll.decode(bytes(unsealed.poll)).epoch
-        last = self.live.polls.last()
-        return 0 if last is None else Poll.decode(bytes(last.poll)).next_epoch
 
     def _topics(self) -> dict[str, LiveTopic]:
         built = read_topics(self._build)
@@ -184,14 +201,7 @@ class LiveInput:
 
     def taken(self) -> LivePolls:
         """Return the sealed polls since the savepoint: at the run's end all that it has taken."""
-        return LivePolls(
-            self.config.project,
-            self._log,
-            self.live,
-            start_us=self.start.handoff.as_of_us,
-            stop_us=TIME_MAX,
-            polls=self.start.handoff.polls,
-        )
+        return live_polls(self.config.project, self._log, self.live, self.start.handoff)
 
     @property
     def ends(self) -> bool:
@@ -277,7 +287,7 @@ class LiveInput:
             pipeline: The pipeline.
             attempt: The job's attempt, if the source is to stay when it has sent all.
         """
-        out = pipeline | self._follow(attempt)
+        out = pipeline | "Live" >> self._follow(attempt)
         return out["polls"], (out[REJECTED],)
 
     def _follow(self, attempt: Attempt | None) -> Follow:

@@ -11,11 +11,13 @@ from typing import Any
 import apache_beam as beam
 
 from tidemill.features.definitions import Project
+from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.cuts import Cut, FileCutLog
 from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
-from tidemill.pipelines.recovery.resume import Reached, by_source
+from tidemill.pipelines.recovery.resume import Reached, Start, by_source
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.operator_key import Mode
 
 
 def recorded_cuts(stream: Path) -> tuple[Cut, ...]:
@@ -41,6 +43,32 @@ class ReplayInput:
 
     def __post_init__(self) -> None:
         self.begins = ReplayLog(self.project, self.options)
+
+    @staticmethod
+    def of(
+        config: Configuration, start: Start, speed: float | None, until_us: int | None
+    ) -> ReplayInput:
+        """Return the rows of a run.
+
+        Args:
+            config: The configuration.
+            start: The start of the run.
+            speed: How many times faster than real time; None for the configured speed.
+            until_us: Where to stop at a savepoint; None to run to the stream's end.
+        """
+        stream = start.current.stream_folder
+        options = ReplayOptions(
+            root=start.current.build_folder,
+            start_us=start.handoff.as_of_us,
+            stop_us=config.splits.stream_until_us if until_us is None else until_us,
+            poll_rows=start.run.poll_rows,
+            speed=speed if speed is not None else config.stream.speed,
+            ends=until_us is None,
+            polls=start.handoff.polls,
+            requests_first=Mode(start.run.mode) is Mode.EAGER,
+            cuts=recorded_cuts(stream) if start.resumes else (),
+        )
+        return ReplayInput(config.project, options, stream, start.segment)
 
     @property
     def ends(self) -> bool:
@@ -91,7 +119,8 @@ class ReplayInput:
             pipeline: The pipeline.
             attempt: The job's attempt, if the source is to stay when it has sent all.
         """
-        return pipeline | Replay(self.project, replace(self.options, attempt=attempt)), ()
+        replay = Replay(self.project, replace(self.options, attempt=attempt))
+        return pipeline | "Replay" >> replay, ()
 
     @contextmanager
     def reading(self, marks: object) -> Iterator[None]:

@@ -24,30 +24,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import apache_beam as beam
-import pyarrow as pa
-
 from tidemill.features.definitions import Project
 from tidemill.features.errors import EngineLost, InputError, SequenceError
 from tidemill.features.kernel.compilation import compile_kernel
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.config.sink_section import PREDICTIONS, REJECTED
 from tidemill.pipelines.delivery.delivery import Delivery
-from tidemill.pipelines.engines.choosing import EngineChoice
+from tidemill.pipelines.engines.choosing import Engine, EngineChoice
+from tidemill.pipelines.engines.dataflow import refuse_local_places
 from tidemill.pipelines.engines.flink_jobs import end_jobs
 from tidemill.pipelines.engines.options import stream_engine
 from tidemill.pipelines.engines.stream_job import stream_job
 from tidemill.pipelines.forget.blank_requests import BlankRequests
 from tidemill.pipelines.forget.record import check_goes_on
 from tidemill.pipelines.history.live_retention import remove_old_rows
-from tidemill.pipelines.ingest.validate import REJECTED as INVALID
-from tidemill.pipelines.ingest.validate import Validate
-from tidemill.pipelines.io.attempts import Attempt
-from tidemill.pipelines.io.epochs import with_epoch
 from tidemill.pipelines.io.event_counts import EventCounts
-from tidemill.pipelines.io.replay import ReplayOptions
-from tidemill.pipelines.io.write_outputs import WriteOutputs
-from tidemill.pipelines.publish.log_publications import LogPublications
 from tidemill.pipelines.publish.publish import PublishToStore
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
@@ -66,38 +56,25 @@ from tidemill.pipelines.recovery.resume import (
     with_scores,
 )
 from tidemill.pipelines.recovery.resume import by_source as ends_of
-from tidemill.pipelines.recovery.write_releases import WriteReleases
-from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.draining import draining
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.stream.featurize import (
-    ANSWERS,
-    PUBLICATIONS,
-    RELEASES,
-    UNANSWERED,
-    Featurize,
-    forget_run,
-)
+from tidemill.pipelines.stream.featurize import forget_run
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
-from tidemill.pipelines.stream.infer import Infer
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.output_folders import join_outputs
-from tidemill.pipelines.stream.rejected_by_stream import PLACE, rejected_requests
-from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.state_files import savepoint_folder
-from tidemill.pipelines.stream.wire_format import decode_unanswered
 from tidemill.pipelines.stream_run.keeper import Keeper
 from tidemill.pipelines.stream_run.kept_memory import kept_memory
 from tidemill.pipelines.stream_run.live_input import LiveInput
 from tidemill.pipelines.stream_run.outcome import count_outcome
 from tidemill.pipelines.stream_run.rare_collections import rare_collections
-from tidemill.pipelines.stream_run.replay_input import ReplayInput, recorded_cuts
+from tidemill.pipelines.stream_run.replay_input import ReplayInput
 from tidemill.pipelines.stream_run.restarts import Restarts, Stop
 from tidemill.pipelines.stream_run.segment_tail import check_end
 from tidemill.pipelines.stream_run.short_turns import short_turns
 from tidemill.pipelines.stream_run.whole import kept_beside, whole
+from tidemill.pipelines.stream_run.wiring import wire
 from tidemill.pipelines.telemetry.metrics import EARLY, REPEATS
-from tidemill.pipelines.telemetry.rejected_figures import CountRejected
 from tidemill.pipelines.telemetry.running import (
     counted_so_far,
     figures_place,
@@ -110,6 +87,7 @@ from tidemill.pipelines.telemetry.tracing import span
 from tidemill.serving.bundles.current import current_bundle
 from tidemill.serving.files.locks import lock
 from tidemill.serving.online.backends import missing_guarantees
+from tidemill.serving.stores.online_places import SqlitePlace
 
 _WATCH_SECONDS: Final = 0.25
 _RECENT: Final = 64
@@ -136,7 +114,7 @@ def stream(
             project with a model.
         progress: Shows progress.
         speed: How many times faster than real time; None for the configured speed.
-        engine: ``fnapi``, ``prism`` or ``flink``; None for the configured one.
+        engine: ``fnapi``, ``prism`` or ``flink``; None for the configured one. Dataflow is refused.
         mode: ``exact`` or ``eager``; None for the configured one or, with ``resume``, the stream's.
         until_us: Stop at a savepoint before the rows received at or after this instant; None to run
             to the stream's end.
@@ -163,10 +141,13 @@ def stream(
         WrongBeamFlag: The engine does not take a flag.
         ClusterUnreachable: The engine is Flink, and its cluster does not answer.
         EngineLost: The engine has lost the job again and again, before another savepoint.
+        RootNotShared: The engine is Dataflow.
     """
     if speed is not None and config.is_live:
         raise InputError("a stream from topics has no speed: it reads what comes; omit --speed")
     choice = stream_engine(config.stream.engine, engine, beam_flags)
+    if choice.engine is Engine.DATAFLOW:
+        refuse_local_places(config.root, local_places(config))
     restarts = Restarts(progress.say)
     with (
         _alone(config, wait=wait) as pinned,
@@ -185,6 +166,16 @@ def stream(
                 restarts.note(lost)
                 # The states of the savepoint, as after a kill. What was lost is accepted by now.
                 pinned, resume, accept_lost = pinned.pin(), True, ()
+
+
+def local_places(config: Configuration) -> dict[str, str]:
+    """Return what of a configuration, beside the root, is a file of this machine."""
+    found = {}
+    if isinstance(config.online_store, SqlitePlace):
+        found["the online store"] = str(config.online_store.path)
+    if config.archive is not None:
+        found["the archive"] = str(config.archive.folder)
+    return found
 
 
 @contextmanager
@@ -344,7 +335,7 @@ def _run(
         jobs = start.current.engine_jobs
         with stream_job(choice, project.name, *shown, jobs) as job, delivery.taking():
             pipeline = job.pipeline()
-            wire(pipeline, config, entrance, featurize, bundle, start, delivery, job.attempt)
+            wire(pipeline, project, entrance, featurize, bundle, start, delivery, job.attempt)
             result = job.run(
                 pipeline, whole(keeper, entrance, len(project.views) * featurize.shards)
             )
@@ -406,85 +397,7 @@ def _entrance(
     """Return where the rows of a segment come from."""
     if stop is not None:
         return LiveInput(config, start, stop, say, until_us, accept_lost)
-    options = ReplayOptions(
-        root=start.current.build_folder,
-        start_us=start.handoff.as_of_us,
-        stop_us=config.splits.stream_until_us if until_us is None else until_us,
-        poll_rows=start.run.poll_rows,
-        speed=speed if speed is not None else config.stream.speed,
-        ends=until_us is None,
-        polls=start.handoff.polls,
-        requests_first=Mode(start.run.mode) is Mode.EAGER,
-        cuts=recorded_cuts(start.current.stream_folder) if start.resumes else (),
-    )
-    return ReplayInput(config.project, options, start.current.stream_folder, start.segment)
-
-
-def wire(
-    pipeline: beam.Pipeline,
-    config: Configuration,
-    entrance: ReplayInput | LiveInput,
-    featurize: FeaturizeOptions,
-    bundle: Path | None,
-    start: Start,
-    delivery: Delivery,
-    attempt: Attempt | None = None,
-) -> None:
-    """Wire source, sharding, features, publications, inference and sinks."""
-    project, root, segment = config.project, start.current.stream_folder, start.segment
-    polls, refused = entrance.read(pipeline, attempt)
-    valid = polls | "Validate" >> beam.ParDo(Validate(project)).with_outputs(INVALID, main="polls")
-    sharded = valid["polls"] | "Shard" >> beam.ParDo(
-        Shard(project, config.shards, featurize.joiners)
-    )
-    out = sharded | Featurize(project, featurize)
-    answered = out[ANSWERS] | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.figures))
-    write = WriteOutputs(root / paths.PREDICTIONS, ("partition", "position"), segment)
-    delivered = answered | "Predictions" >> beam.ParDo(delivery.step(PREDICTIONS, write, attempt))
-    # The workers of Beam end a bundle's steps in the order of how many steps follow each. So one
-    # more lets predictions go out before publications are logged, and not after.
-    _ = delivered | "Delivered" >> beam.ParDo(_Nothing())
-    log = LogPublications(
-        project,
-        root,
-        replace(start.current, offline=start.run.offline or 0).offline_root,
-        config.shards,
-        changes=featurize.changes,
-        segment=segment,
-    )
-    _ = out[PUBLICATIONS] | "LogPublications" >> beam.ParDo(log)
-    _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, segment))
-    unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
-    # Not flattened: FnApiRunner would hold the records back until the source ends.
-    for part, refusals in enumerate((valid[INVALID], unanswered, *refused)):
-        write = WriteOutputs(root / paths.REJECTED_BY_STREAM, PLACE, segment)
-        _ = (
-            refusals
-            | f"CountRejected{part}" >> beam.ParDo(CountRejected(featurize.figures))
-            | f"WriteRejected{part}" >> beam.ParDo(delivery.step(REJECTED, write, attempt))
-        )
-
-
-@beam.typehints.with_input_types(str)
-@beam.typehints.with_output_types(str)
-class _Nothing(beam.DoFn):
-    """Takes what does not come."""
-
-    def process(self, element: str) -> Iterator[str]:
-        yield from ()
-
-
-@beam.typehints.with_input_types(bytes)
-@beam.typehints.with_output_types(pa.RecordBatch)
-class _Reject(beam.DoFn):
-    """Turns given-up requests into rejected records."""
-
-    def __init__(self, request: str) -> None:
-        self._request = request
-
-    def process(self, element: bytes) -> Iterator[pa.RecordBatch]:
-        lost = decode_unanswered(element)
-        yield with_epoch(rejected_requests(self._request, lost), lost.epoch)
+    return ReplayInput.of(config, start, speed, until_us)
 
 
 @contextmanager

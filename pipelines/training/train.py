@@ -27,6 +27,7 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import DefinitionError
 from tidemill.features.models.preprocessing import ModelInput, model_inputs
 from tidemill.pipelines.config.configuration import Configuration, Splits, Training
+from tidemill.pipelines.engines.batch_jobs import BatchJobs
 from tidemill.pipelines.history.build_manifest import check_training_table
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
@@ -52,15 +53,22 @@ WITH_WINDOWS: Final = "with windowed features"
 WITHOUT_WINDOWS: Final = "without windowed features"
 
 
-def train(config: Configuration, progress: Progress) -> dict[str, Any]:
+def train(config: Configuration, progress: Progress, engine: str | None = None) -> dict[str, Any]:
     """Analyse, train, evaluate, write a bundle, and make it the live one.
+
+    Args:
+        config: The configuration.
+        progress: Where progress is shown.
+        engine: The engine of the analysis, ``fnapi`` or ``prism``; None for the default.
 
     Returns:
         The bundle's version and its evaluation.
 
     Raises:
+        UnknownEngine: The engine runs streams only.
         DefinitionError: The project has no label, preprocessing_fn or model.
     """
+    jobs = BatchJobs.on(engine, config.project.name)
     check_trainable(config.project)
     build = config.current.build_folder
     manifest = check_training_table(build, config.project, config.shards)
@@ -79,6 +87,7 @@ def train(config: Configuration, progress: Progress) -> dict[str, Any]:
             "training_table": manifest.training_table,
             "sources": manifest.sources,
         },
+        jobs=jobs,
     )
     make_current(config.root, bundle.version)
     if config.training.keep_bundles is not None:
@@ -114,6 +123,7 @@ def train_bundle(
     created_at: str,
     progress: Progress,
     lineage: Mapping[str, Any] | None = None,
+    jobs: BatchJobs | None = None,
 ) -> Bundle:
     """Train, evaluate and write a bundle.
 
@@ -128,6 +138,7 @@ def train_bundle(
         progress: Where progress is shown.
         lineage: From which data the table was made (JSON). It is recorded, and no part of the
             version.
+        jobs: Runs the analysis; None for the default engine.
 
     Returns:
         The bundle, loaded; its ``evaluation`` is an `Evaluation`'s JSON.
@@ -145,13 +156,13 @@ def train_bundle(
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="training-", dir=work) as scratch:
         trained = _train_variant(
-            project, rows, options, inputs, Path(scratch, "with"), WITH_WINDOWS, progress
+            project, rows, options, inputs, Path(scratch, "with"), WITH_WINDOWS, progress, jobs
         )
         baselines = [_rate_baseline(rows, options.rate_groups)]
         if request_only:
             plain = _train_variant(
                 project, rows, options, request_only, Path(scratch, "without"), WITHOUT_WINDOWS,
-                progress,
+                progress, jobs,
             )  # fmt: skip
             baselines.append(plain.runs)
         evaluation = _evaluate(rows, options.seed, inputs, trained, baselines, progress)
@@ -200,11 +211,12 @@ def _train_variant(
     directory: Path,
     name: str,
     progress: Progress,
+    jobs: BatchJobs | None,
 ) -> _Trained:
     """Analyse, transform and train one variant; keep the first seed's model and scores."""
     function: Any = project.preprocessing_fn
     with progress.stage(f"analyse {name}", 1, "steps") as stage:
-        transformer = Transformer(analyse(function, inputs, rows.train.columns, directory))
+        transformer = Transformer(analyse(function, inputs, rows.train.columns, directory, jobs))
         arrays = transformer(rows.train.columns)
         held_out = transformer(rows.evaluate.columns)
         stage.advance()

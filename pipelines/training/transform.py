@@ -1,15 +1,16 @@
 """The transform graph in batch: analysed once over the training split, then applied.
 
-The analysis is a Beam pipeline on FnApiRunner over Arrow batches of thousands of rows. It sees all
-rows that `analyse` gets, so the caller passes the training split only. Applying the graph needs no
-Beam: it is a TensorFlow function that runs in this process on thousands of rows at a time, in the
-batch shapes of serving.
+The analysis is a Beam pipeline over Arrow batches of thousands of rows (`training.analysis`). It
+sees all rows that `analyse` gets, so the caller passes the training split only. Applying the graph
+needs no Beam: it is a TensorFlow function that runs in this process on thousands of rows at a time,
+in the batch shapes of serving.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ import pyarrow as pa
 
 from tidemill.features.errors import DefinitionError, InputError, nearest
 from tidemill.features.models.preprocessing import TEXT_KIND, ModelInput, to_arrow_feed
+from tidemill.pipelines.engines.batch_jobs import BatchJobs
 from tidemill.serving.bundles.saved_model import (
     MAX_ROWS,
     TransformGraph,
@@ -38,6 +40,7 @@ def analyse(
     inputs: Sequence[ModelInput],
     columns: pa.Table,
     directory: Path,
+    jobs: BatchJobs | None = None,
 ) -> TransformGraph:
     """Run tf.Transform's analysis over a training split and save the transform graph.
 
@@ -46,6 +49,7 @@ def analyse(
         inputs: Its model inputs.
         columns: The training split: the inputs by name in their declared types.
         directory: Where to save the graph; must be empty or missing.
+        jobs: Runs the analysis; None for FnApiRunner.
 
     Returns:
         The saved graph.
@@ -59,28 +63,25 @@ def analyse(
     if not inputs:
         raise DefinitionError("the transform graph has no inputs: no request inputs, no features")
     load_tensorflow()
-    import apache_beam as beam
     import tensorflow_transform as tft
     import tensorflow_transform.beam as tft_beam
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+    from tidemill.pipelines.training.analysis import wire
 
     _quieten_python_logs()
     feed = to_arrow_feed(columns, inputs)
     with tempfile.TemporaryDirectory(prefix="analysis-") as scratch:
-        # Pass the rows in a file: beam.Create would pickle and compress them into the description
-        # of the pipeline, which takes minutes.
+        # Pass the rows in a file, since the description of a pipeline is no place for data.
         source = Path(scratch) / "rows.arrow"
-        batches = _write_batches(_as_lists(feed), source)
-        with beam.Pipeline(runner=FnApiRunner()) as pipeline, tft_beam.Context(temp_dir=scratch):
-            rows = (
-                pipeline
-                | "Batches" >> beam.Create(range(batches), reshuffle=False)
-                | "Read" >> beam.Map(_read_batch, str(source))
+        _write_batches(_as_lists(feed), source)
+        jobs = BatchJobs.on(None, "analysis") if jobs is None else jobs
+        with tft_beam.Context(temp_dir=scratch):
+            jobs.run(
+                "analyse",
+                partial(
+                    wire, source, _adapter_config(inputs), _checked(preprocessing_fn), directory
+                ),
             )
-            graph = (rows, _adapter_config(inputs)) | tft_beam.AnalyzeDataset(
-                _checked(preprocessing_fn)
-            )
-            _ = graph | tft_beam.WriteTransformFn(str(directory))
     schema = tft.TFTransformOutput(str(directory)).transformed_metadata.schema
     numeric, vocabularies = _outputs(schema)
     found = TransformGraph(directory, tuple(inputs), numeric, vocabularies)
@@ -216,17 +217,11 @@ def _as_lists(feed: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, names=feed.schema.names)
 
 
-def _write_batches(feed: pa.RecordBatch, path: Path) -> int:
-    """Write a batch in slices of `ANALYSIS_ROWS`; return the number of slices."""
+def _write_batches(feed: pa.RecordBatch, path: Path) -> None:
+    """Write a batch in slices of `ANALYSIS_ROWS`."""
     with pa.ipc.new_file(str(path), feed.schema) as writer:
         for start in range(0, feed.num_rows, ANALYSIS_ROWS):
             writer.write_batch(feed.slice(start, ANALYSIS_ROWS))
-    return len(range(0, feed.num_rows, ANALYSIS_ROWS))
-
-
-def _read_batch(index: int, path: str) -> pa.RecordBatch:
-    with pa.OSFile(path) as file:
-        return pa.ipc.open_file(file).get_batch(index)
 
 
 def _adapter_config(inputs: Sequence[ModelInput]) -> Any:

@@ -41,6 +41,7 @@ from tidemill.pipelines.io.poll_restriction import (
     RestrictionCoder,
     stays,
 )
+from tidemill.pipelines.io.steps import Elements, step
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
 
 REJECTED: Final = "rejected"
@@ -235,11 +236,11 @@ class Follow(beam.PTransform):
     def expand(self, begin: Any) -> Any:
         """Wire the source."""
         start = RestrictionCoder().encode(Restriction(self.options.start))
+        follow = step("Follow", _Follow(self.options))
         return (
             begin
-            | beam.Create([start])
-            | "Follow"
-            >> beam.ParDo(_Follow(self.options))
-            .with_output_types(Poll, **{REJECTED: pa.RecordBatch})
-            .with_outputs(REJECTED, main="polls")
+            | "Start" >> Elements([start])
+            | follow.with_output_types(Poll, **{REJECTED: pa.RecordBatch}).with_outputs(
+                REJECTED, main="polls"
+            )
         )

@@ -175,7 +175,7 @@ class TestChoice:
     def test_an_unknown_engine_is_refused_with_the_nearest_name(self) -> None:
         with pytest.raises(UnknownEngine, match="did you mean 'prism'"):
             choose_engine("prisma", streaming=True)
-        with pytest.raises(UnknownEngine, match="fnapi, prism, flink, bundle"):
+        with pytest.raises(UnknownEngine, match="fnapi, prism, flink, dataflow, bundle"):
             choose_engine("quux", streaming=True)
 
     def test_prism_goes_with_a_binary(self) -> None:

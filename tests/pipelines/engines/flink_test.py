@@ -63,7 +63,7 @@ def test_a_flag_that_would_break_a_promise_is_refused(flag: str, why: str) -> No
 
 
 def test_other_engines_take_no_flags_and_flink_runs_streams_only() -> None:
-    with pytest.raises(WrongBeamFlag, match="only the engine 'flink' takes flags"):
+    with pytest.raises(WrongBeamFlag, match="only the engines 'flink' and 'dataflow' take flags"):
         choose_engine("fnapi", streaming=True, flags=["--parallelism=2"])
     with pytest.raises(UnknownEngine, match="runs streams only"):
         choose_engine("flink", streaming=False)

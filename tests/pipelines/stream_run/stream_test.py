@@ -38,7 +38,7 @@ from tidemill.pipelines.stream.answer_parts import AnswerPart, RequestPart
 from tidemill.pipelines.stream.rejected_by_stream import read_rejected
 from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
 from tidemill.pipelines.stream.wire_format import decode_part
-from tidemill.pipelines.stream_run import stream as module
+from tidemill.pipelines.stream_run import wiring as module
 from tidemill.pipelines.stream_run.short_turns import TURN_S
 from tidemill.pipelines.stream_run.stream import run_id, stream
 

@@ -1,0 +1,48 @@
+"""The Beam before ours translates a stream's job to the same steps: those of the golden file."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import distribution, distributions, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from locks.closure import read_lock
+from tests.pipelines.engines.dataflow_test import GOLDEN
+from tests.support.markdown import ROOT
+from tests.support.translated import parcels_root, translate_elsewhere
+from tidemill.pipelines.stream_run.translation import STEPS
+
+(LOCKED,) = read_lock(ROOT / "locks" / "beam-before.lock")
+BEFORE = ROOT / ".tidemill" / f"beam-{LOCKED.version}"
+"""`make beam-before` installs it there; `make test` does."""
+UNUSED = {"cryptography"}
+"""What it wants in another version than ours, and a translation does not import."""
+
+
+def test_it_is_the_one_before_ours_and_our_packages_fit_it() -> None:
+    ours = distribution("apache-beam").version.split(".")
+    assert str(LOCKED.version).split(".")[:2] == [ours[0], str(int(ours[1]) - 1)]
+    (before,) = distributions(name="apache-beam", path=[str(BEFORE)])
+    assert before.version == str(LOCKED.version)
+    required = map(Requirement, before.requires or [])
+    unfit = {
+        one.name
+        for one in required
+        if (one.marker is None or one.marker.evaluate({"extra": "gcp"}))
+        and not one.specifier.contains(version(one.name), prereleases=True)
+    }
+    assert unfit <= UNUSED
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return parcels_root(tmp_path_factory.mktemp("parcels")).root
+
+
+def test_it_translates_to_the_same_steps(root: Path, tmp_path: Path) -> None:
+    translate_elsewhere(root, tmp_path, BEFORE)
+    assert (tmp_path / "beam").read_text() == str(LOCKED.version)
+    assert json.loads((tmp_path / STEPS).read_text())["steps"] == json.loads(GOLDEN.read_text())
