@@ -32,5 +32,7 @@ def backfill(
     remember(config.root, sample=False)
     progress = stages.progress(quiet)
     stages.run_stage(
-        "backfill", config.root, lambda: stage.backfill(config, progress, publish, wait, engine)
+        "backfill",
+        config.root,
+        lambda: stage.backfill(config, progress, publish, wait, engine=engine),
     )

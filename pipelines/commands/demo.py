@@ -20,7 +20,7 @@ file may be read-only."""
 @click.argument("name", required=False)
 @click.option("--sample", is_flag=True, help="Use a few days of the data only.")
 @options.speed
-@options.engine
+@options.engine_here
 @click.option(
     "--root",
     metavar="DIR",

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tidemill.pipelines.config.choices import BATCH_ENGINES, ENGINES
+from tidemill.pipelines.config.choices import BATCH_ENGINES, ENGINES, ENGINES_HERE
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -35,6 +35,9 @@ speed = click.option(
     help="Replay N times faster than real time; by default as fast as possible.",
 )
 engine = click.option("--engine", type=click.Choice(ENGINES), help="Beam engine for the stream.")
+engine_here = click.option(
+    "--engine", type=click.Choice(ENGINES_HERE), help="Beam engine for the stream."
+)
 batch_engine = click.option(
     "--engine", type=click.Choice(BATCH_ENGINES), help="Beam engine; results do not depend on it."
 )

@@ -18,4 +18,4 @@ def train(config_path: Path, root: Path | None, quiet: bool, engine: str | None)
     from tidemill.pipelines.training import train as stage
 
     progress = stages.progress(quiet)
-    stages.run_stage("train", config.root, lambda: stage.train(config, progress, engine))
+    stages.run_stage("train", config.root, lambda: stage.train(config, progress, engine=engine))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-ENGINES: Final = ("fnapi", "prism", "flink", "dataflow")
-"""The engines that run a stream; `pipelines.engines.choosing.Engine` also has one for batch."""
+ENGINES_HERE: Final = ("fnapi", "prism", "flink")
+"""The engines that run a stream on this machine."""
+ENGINES: Final = (*ENGINES_HERE, "dataflow")
+"""The engines of a stream; `pipelines.engines.choosing.Engine` also has one for tests."""
 BATCH_ENGINES: Final = ("fnapi", "prism")
 """The engines that run what is in batch: backfills, and the analysis before training."""
 MODES: Final = ("exact", "eager")

@@ -75,12 +75,11 @@ def refuse_local_places(root: Path, places: Mapping[str, str]) -> None:
     Raises:
         RootNotShared: Always, since no root is elsewhere.
     """
-    others = "".join(f"; {what} is {where}" for what, where in places.items())
+    others = "".join(f", as is {what}, {where}" for what, where in places.items())
     raise RootNotShared(
-        f"the root {root} is a folder of this machine{others}. Workers of Dataflow have no folder "
-        "in common with it: they would find neither log nor states nor bundle there, and what they "
-        "write nobody would find. Roots in object storage do not exist yet, so nothing was "
-        "submitted. Run on another engine, or add --translate FOLDER, which writes the job"
+        f"the root {root} is a folder of this machine{others}: workers of Dataflow would find "
+        "neither log nor states there. Roots in object storage do not exist yet, so nothing was "
+        "submitted; use another engine, or --translate FOLDER, which writes the job"
     )
 
 

@@ -11,11 +11,10 @@ from typing import Final
 from tidemill.features.errors import WrongBeamFlag
 
 _REQUIRED: Final[Mapping[str, str]] = {
-    "project": "the Google Cloud project that runs the job",
-    "region": "the region of the job, such as europe-west4",
-    "temp_location": "where Dataflow keeps its own files, such as gs://BUCKET/temp",
-    "sdk_container_image": "the image of the workers, with Tidemill and the project in it; "
-    "`tidemill init --dataflow` writes a Dockerfile",
+    "project": "the Google Cloud project",
+    "region": "such as europe-west4",
+    "temp_location": "such as gs://BUCKET/temp",
+    "sdk_container_image": "with Tidemill and your project (`tidemill init --dataflow`)",
 }
 _REFUSED: Final[Mapping[str, str]] = {
     "runner": "the engine is named by --engine",
@@ -105,7 +104,7 @@ def read_flags(flags: Sequence[str]) -> DataflowPlace:
             raise WrongBeamFlag(f"--{name} is not for a user to give: {why}; leave it out")
     missing = [name for name in _REQUIRED if not getattr(given, name)]
     if missing:
-        said = "; ".join(f"--{name}, {_REQUIRED[name]}" for name in missing)
+        said = ", ".join(f"--{name} ({_REQUIRED[name]})" for name in missing)
         raise WrongBeamFlag(f"Dataflow needs further flags after --: {said}")
     services = given.dataflow_service_options or []
     if any(_AT_LEAST_ONCE in service for service in services):

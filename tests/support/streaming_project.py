@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,7 @@ PROJECT = Project(
     views=[CAB, ZONE, WEATHER],
     label=Label("paid_by_card", TRIPS, col("card"), on={"hail": "trip"}, horizon="2m"),
 )
+UNLABELLED = replace(PROJECT, label=None)
 PARTITIONS = {"trips": 2, "rain": 1, "hails": 2}
 
 

@@ -232,6 +232,17 @@ def test_publish_and_wait_are_passed_on(project: Path, stage: Callable[[str, Any
     assert called.arguments[2:] == (False, True)
 
 
+@pytest.mark.parametrize("command", ["backfill", "train"])
+def test_the_engine_of_what_is_in_batch_is_passed_on(
+    command: str, project: Path, stage: Callable[[str, Any], Called]
+) -> None:
+    called = stage(command, {})
+    assert run(command) == 0
+    assert called.options == {"engine": None}
+    assert run(command, "--engine", "prism") == 0
+    assert called.options == {"engine": "prism"}
+
+
 def test_mended_records_are_passed_on(project: Path, stage: Callable[[str, Any], Called]) -> None:
     called = stage("replay-rejected", {})
     assert run("replay-rejected") == 0
@@ -495,7 +506,8 @@ def test_a_configuration_error_exits_with_1(
     [
         ("no-such-command",),
         ("stream", "--speed", "0"),
-        ("stream", "--engine", "dataflow"),
+        ("stream", "--engine", "spark"),
+        ("backfill", "--engine", "flink"),
         ("stream", "--until", "2026-03-05"),
         ("verify", "--sample", "-1"),
         ("verify", "--deadline", "-1"),
