@@ -20,6 +20,7 @@ from tidemill.features.rows.local_times import RULES
 from tidemill.pipelines.config import (
     archive_section,
     configuration,
+    inference_section,
     kafka_section,
     offline_section,
     online_section,
@@ -32,6 +33,7 @@ from tidemill.pipelines.config import (
 from tidemill.pipelines.config.archive_section import Archive
 from tidemill.pipelines.config.choices import ENGINES, LOG_FORMATS, MODES
 from tidemill.pipelines.config.configuration import Configuration, Splits, StreamOptions, Training
+from tidemill.pipelines.config.inference_section import InferenceOptions
 from tidemill.pipelines.config.kafka_connection import CLIENTS, MECHANISMS
 from tidemill.pipelines.config.kafka_section import (
     CLOCKS,
@@ -128,6 +130,7 @@ stream:
   gap_batches: 200
   joiners: 2
   readers: 2
+  inference: {accelerator: "type:nvidia-l4;count:1;install-nvidia-driver", min_ram: 8GB}
 predictions: {kafka: {bootstrap: "localhost:9092", topic: predictions}}
 rejected: {kafka: {bootstrap: "localhost:9092", topic: rejected}}
 metrics: {listen: "localhost:9464"}
@@ -217,6 +220,7 @@ SECTIONS: Final = (
         "stream", tuple(configuration.STREAM_KEYS), StreamOptions,
         choices={"engine": ENGINES, "mode": MODES},
     ),
+    Described("stream, inference", inference_section.INFERENCE_KEYS, InferenceOptions),
     Described(
         "online_store: sqlite", online_section.SQLITE_KEYS, SqlitePlace,
         "online_store: {type: sqlite, path: store.db, give_up_after: 20m}",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tidemill.features.errors import RootNotShared
+from tidemill.features.errors import RootNotShared, WrongBeamFlag, nearest
 from tidemill.pipelines.engines.dataflow_flags import DataflowPlace
 from tidemill.serving.files.atomic_write import atomic_write, write_text
 
@@ -120,20 +120,36 @@ def translate(options: list[str], wire: Callable[[Pipeline], None]) -> Translati
     Args:
         options: From `dataflow_options`.
         wire: Adds the steps to an empty pipeline.
+
+    Raises:
+        WrongBeamFlag: Beam does not know a flag, or refuses it.
     """
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner
 
-    runner = DataflowRunner()
+    _check_known(options)
     given = PipelineOptions([*options, "--dry_run=True", "--no_auth"])
     with _quiet():
-        pipeline = beam.Pipeline(runner=runner, options=given)
+        try:
+            pipeline = beam.Pipeline(runner=DataflowRunner(), options=given)
+        except ValueError as error:
+            raise WrongBeamFlag(f"Beam refuses the flags: {error}") from None
         wire(pipeline)
         result: Any = pipeline.run()
         job = result.job
         _order(job.proto_pipeline)
         return Translation(_described(job), job.proto_pipeline)
+
+
+def _check_known(options: list[str]) -> None:
+    from tidemill.pipelines.engines.flink_flags import flags_of_python
+
+    known = flags_of_python()
+    for option in options:
+        name = option.removeprefix("--").partition("=")[0]
+        if name not in known:
+            raise WrongBeamFlag(f"Beam does not know --{name}: {nearest(name, known)}")
 
 
 def _order(graph: beam_runner_api_pb2.Pipeline) -> None:

@@ -28,7 +28,7 @@ def check_flags(job_server: str, flags: Sequence[str]) -> None:
     """
     if not flags:
         return
-    known = {*_of_python(), *_of_server(job_server)}
+    known = {*flags_of_python(), *_of_server(job_server)}
     for flag in flags:
         name = flag.removeprefix("--").partition("=")[0]
         if name not in known:
@@ -38,7 +38,8 @@ def check_flags(job_server: str, flags: Sequence[str]) -> None:
             )
 
 
-def _of_python() -> set[str]:
+def flags_of_python() -> set[str]:
+    """Return the names of the flags that Beam's Python knows."""
     parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
     for kind in PipelineOptions.__subclasses__():
         kind._add_argparse_args(parser)

@@ -6,7 +6,7 @@ No test talks to Google: what is asserted is what Beam would send.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,52 @@ def test_flags_that_nothing_here_reads_go_to_beam(config: Configuration) -> None
     assert job["environment"]["workerPools"][0]["subnetwork"].endswith("/own")
 
 
+@dataclass(frozen=True)
+class Live(Configuration):
+    """A configuration one of whose sources goes on in a topic, which nobody is asked for."""
+
+    @property
+    def is_live(self) -> bool:
+        return True
+
+
+def test_a_live_stream_follows_its_poll_log(config: Configuration) -> None:
+    live = Live(**{one.name: getattr(config, one.name) for one in fields(config)})
+    before = contents(config.root)
+    _, replayed = translate_stream(config, dataflow())
+    _, followed = translate_stream(live, dataflow())
+    names = {one.name for one in followed.steps}
+    assert {one.name for one in replayed.steps} - names == {
+        "Replay/Start/Impulse", "Replay/Start/Emit", "Replay/Read",
+    }  # fmt: skip
+    assert names - {one.name for one in replayed.steps} == {
+        "Live/Start/Impulse", "Live/Start/Emit", "Live/Follow/Follow", "CountUnreadable",
+        "WriteUnreadable",
+    }  # fmt: skip
+    assert contents(config.root) == before
+
+
 # What is refused.
+
+
+@pytest.mark.parametrize(
+    ("flag", "why"),
+    [
+        ("--subnetwrk=x", "Beam does not know --subnetwrk: did you mean 'subnetwork'"),
+        ("--experiments=x", None),
+        ("--dataflow_endpoint=not a url", "Beam refuses the flags: "),
+    ],
+)
+def test_beam_must_know_a_flag_and_take_it(
+    flag: str, why: str | None, config: Configuration
+) -> None:
+    if why is None:
+        assert "x" in translate_stream(config, dataflow([*FLAGS, flag]))[0].job["environment"][
+            "experiments"
+        ]
+        return
+    with pytest.raises(WrongBeamFlag, match=why):
+        translate_stream(config, dataflow([*FLAGS, flag]))
 
 
 def test_a_job_is_not_submitted_whose_workers_do_not_find_the_root(config: Configuration) -> None:
