@@ -92,6 +92,7 @@ def objects(config: Configuration, section: Described) -> list[Any]:
     """Return the objects that a section has filled."""
     places = [
         config, *config.sources.values(), config.splits, config.training, config.stream,
+        config.stream.inference,
         config.online_store, config.offline_store, config.registry,
         getattr(config.online_store, "tls", None), *config.sinks.values(), config.archive,
         config.metrics, config.logging, config.tracing,

@@ -519,3 +519,21 @@ def test_beam_never_reads_the_command_line(write: Write, monkeypatch: pytest.Mon
     assert options["streaming"] is True
     assert options["job_name"] == "tidemill-little-shop-stream"
     assert options["runner"] != "DataflowRunner"
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ("{accelerator: nvidia-l4}", "expected one such as 'type:nvidia-l4;count:1;install-"),
+        ("{min_ram: lots}", "found 'lots', expected one such as '8GB'"),
+        ("{min_rams: 8GB}", "unknown key 'min_rams'"),
+    ],
+)
+def test_what_inference_needs_is_checked(write: Write, section: str, expected: str) -> None:
+    assert expected in failure(write(more=f"stream: {{inference: {section}}}"))
+
+
+def test_inference_needs_nothing_unless_it_says_so(write: Write) -> None:
+    assert load(write()).stream.inference.hints == {}
+    asked = load(write(more="stream: {inference: {min_ram: 7.5GiB}}"))
+    assert asked.stream.inference.hints == {"min_ram": "7.5GiB"}
