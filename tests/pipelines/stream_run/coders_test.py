@@ -129,7 +129,7 @@ def test_the_watermark_of_the_replay_comes_back_as_it_was(state: Timestamp | Non
 
 
 def test_the_state_of_the_source_is_not_pickled() -> None:
-    signature = DoFnSignature(_Read(PROJECT, ReplayOptions(Path(), 0, 1), 0.0))
+    signature = DoFnSignature(_Read(PROJECT, ReplayOptions(Path(), 0, 1)))
     restriction, watermark = signature.get_restriction_coder()._coders
     assert isinstance(restriction, RestrictionCoder)
     assert isinstance(watermark, WatermarkCoder)
