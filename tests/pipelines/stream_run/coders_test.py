@@ -43,7 +43,7 @@ from tidemill.pipelines.recovery.resume import first_start
 from tidemill.pipelines.stream import featurize
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream_run.replay_input import ReplayInput
-from tidemill.pipelines.stream_run.stream import wire
+from tidemill.pipelines.stream_run.wiring import wire
 
 PLAIN = (coders.BytesCoder, coders.StrUtf8Coder, coders.VarIntCoder, RecordBatchCoder, PollCoder)
 
@@ -78,7 +78,7 @@ def test_no_element_of_the_stream_is_pickled(tmp_path: Path) -> None:
     start = first_start(config, None)
     delivery = Delivery.fence({}, start.current, start.segment, "coders")
     pipeline = beam.Pipeline()
-    wire(pipeline, config, entrance, made, tmp_path, start, delivery)
+    wire(pipeline, PROJECT, entrance, made, tmp_path, start, delivery)
     visitor = Coders()
     pipeline.visit(visitor)
     assert len(visitor.found) > 15
