@@ -157,9 +157,12 @@ def test_beam_must_know_a_flag_and_take_it(
     flag: str, why: str | None, config: Configuration
 ) -> None:
     if why is None:
-        assert "x" in translate_stream(config, dataflow([*FLAGS, flag]))[0].job["environment"][
-            "experiments"
-        ]
+        assert (
+            "x"
+            in translate_stream(config, dataflow([*FLAGS, flag]))[0].job["environment"][
+                "experiments"
+            ]
+        )
         return
     with pytest.raises(WrongBeamFlag, match=why):
         translate_stream(config, dataflow([*FLAGS, flag]))
