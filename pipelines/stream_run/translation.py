@@ -146,6 +146,7 @@ def translate_stream(
         segment=start.segment,
         changes=start.run.offline is not None,
         joiners=config.stream.joiners,
+        apart=start.run.apart,
         store=PublishToStore(project, config.online_store, RunFills({}), config.give_up_after_us),
     )
     hints = config.stream.inference.hints
