@@ -12,7 +12,7 @@ from tidemill.pipelines.commands import options
 from tidemill.pipelines.servers.flink_settings import FlinkPorts
 
 if TYPE_CHECKING:
-    from tidemill.pipelines.servers.local_servers import LocalServers
+    from tidemill.pipelines.servers.local_servers import LocalServer, LocalServers
     from tidemill.pipelines.servers.project_topics import NamedTopic
 
 KAFKA_PORT = 9092
@@ -84,7 +84,8 @@ def up(
     """Start a Kafka broker and Redis in the background, for trials, without Docker or root.
 
     With --flink also a Flink session cluster, Beam's job server for it, and a pool of Python
-    workers, for `tidemill stream --engine flink`.
+    workers, for `tidemill stream --engine flink`; and a supervisor that starts again which of these
+    ends, so that a stream goes on by itself.
 
     They listen on 127.0.0.1 only, without passwords. One that runs already is left as it is; one
     that was killed is started again on its data. `tidemill down` ends them. In a folder with a
@@ -92,7 +93,7 @@ def up(
     """
     from tidemill.features.errors import ForeignServer, ServerNotStarted
     from tidemill.pipelines.servers.jars import jars_folder
-    from tidemill.pipelines.servers.local_servers import LocalServer, LocalServers
+    from tidemill.pipelines.servers.local_servers import LocalServers
     from tidemill.pipelines.servers.locked_jars import KAFKA
     from tidemill.pipelines.servers.redis_server import find_redis
 
@@ -135,23 +136,35 @@ def up(
 
 
 def _start_flink(servers: LocalServers, rest: int, job: int, workers: int) -> None:
-    from tidemill.pipelines.servers.flink_settings import FlinkPorts
     from tidemill.pipelines.servers.jars import jars_folder
     from tidemill.pipelines.servers.locked_jars import FLINK
 
     if not jars_folder(FLINK).is_dir():
         click.echo("fetching Flink's jars, 152 MB, once", err=True)
     ports = FlinkPorts(rest, job, workers)
-    for server in servers.start_flink(ports):
+
+    def show(server: LocalServer) -> None:
         how = "ran already" if server.seconds is None else f"started in {server.seconds:.1f} s"
         click.echo(f"{server.name}  {server.address}  process {server.pid}, {how}")
-    flags = ""
-    if ports != FlinkPorts():
-        flags = (
-            f" -- --flink_master=127.0.0.1:{rest} --job_endpoint=127.0.0.1:{job} "
-            f"--worker_pool=127.0.0.1:{workers}"
-        )
+
+    for server in servers.start_flink(ports):
+        show(server)
+    show(servers.supervise_flink(ports))
+    flags = " ".join(["", "--", *beam_flags(ports)]) if ports != FlinkPorts() else ""
     click.echo(f"  a stream runs there with `tidemill stream --engine flink{flags}`")
+
+
+def beam_flags(ports: FlinkPorts) -> Sequence[str]:
+    """Return the flags of Beam with which a stream runs on a cluster.
+
+    Args:
+        ports: The ports of the cluster.
+    """
+    return (
+        f"--flink_master=127.0.0.1:{ports.rest}",
+        f"--job_endpoint=127.0.0.1:{ports.job}",
+        f"--environment_config=127.0.0.1:{ports.workers}",
+    )
 
 
 def _named_topics() -> Sequence[NamedTopic]:

@@ -1,14 +1,16 @@
 """A Flink session cluster on this machine, with what Beam needs to run Python on it.
 
 Four processes, each with its own class: the JobManager and one TaskManager of Flink, Beam's job
-server, which translates pipelines for them, and a pool that starts Python workers.
+server, which translates pipelines for them, and a pool that starts Python workers. A fifth, the
+supervisor, starts again which of them has ended (`pipelines.servers.supervise`).
 
 Promises:
 
 * `ClusterServer.start` returns when the process answers: the JobManager its REST interface, the
   TaskManager by being registered there, the others on their ports. Whatever else listens on a port
   is an error, and is left alone.
-* A process that does not start says why: the error ends with the last lines of its log.
+* A process that does not start says why: the error ends with the last lines of its log. That of the
+  process before it is kept beside, as ``NAME.before.log``.
 * Each can be killed and started again by itself. A job that ran is lost with JobManager or
   TaskManager; a stream goes on from its own savepoint (`pipelines.engines.flink`).
 
@@ -60,6 +62,7 @@ _SENT: Final = re.compile(
 """The names of the jars whose classes need more than Java's own path has."""
 
 _POOL: Final = "tidemill.pipelines.engines.worker_pool"
+_SUPERVISE: Final = "tidemill.pipelines.servers.supervise"
 
 
 class ClusterServer(abc.ABC):
@@ -126,6 +129,8 @@ class ClusterServer(abc.ABC):
             require_free(HOST, port, self.name)
         with named_for(self.folder):
             (self.folder / "tmp").mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.log.exists():
+                self.log.replace(self.log.with_suffix(".before.log"))
             self.log.write_bytes(b"")
         write_text(self.folder / "config.yaml", flink_settings(self.folder, self.ports))
         self.process = start(self.command(), self.log, before)
@@ -235,7 +240,15 @@ class TaskManager(ClusterServer):
         )
 
     def answers(self) -> bool:
-        """Tell whether the JobManager knows it."""
+        """Tell whether the JobManager knows it.
+
+        Raises:
+            ServerNotStarted: There is no JobManager any more.
+        """
+        if not _takes_connections(self.ports.rest):
+            raise ServerNotStarted(
+                f"{self.name} finds no JobManager on port {self.ports.rest}: it has ended meanwhile"
+            )
         found = self._asked("/taskmanagers") or {"taskmanagers": []}
         try:
             mine = self._id_file.read_text(encoding="utf-8")
@@ -312,6 +325,36 @@ class WorkerPool(ClusterServer):
 
 SERVERS: Final = (JobManager, TaskManager, JobServer, WorkerPool)
 """The processes of a cluster, in the order in which they are started."""
+
+
+class Supervisor(ClusterServer):
+    """The process that starts again what has ended of `SERVERS`."""
+
+    name = "Flink supervisor"
+
+    @property
+    def port(self) -> int:
+        """That of the JobManager, which tells one cluster from another; it has none of its own."""
+        return self.ports.rest
+
+    @property
+    def listens(self) -> Sequence[int]:
+        """No port."""
+        return ()
+
+    def command(self) -> list[str]:
+        """Return the program and its arguments."""
+        places = [f"--folder={self.folder.parent}", f"--rest={self.ports.rest}"]
+        places += [f"--job={self.ports.job}", f"--workers={self.ports.workers}"]
+        return [*python_command(_SUPERVISE), *places]
+
+    def answers(self) -> bool:
+        """Tell whether it has begun to watch."""
+        return SUPERVISES in self.log.read_text(encoding="utf-8", errors="replace")
+
+
+SUPERVISES: Final = "watches over the Flink cluster"
+"""What a supervisor writes to its log when it begins."""
 
 
 def ask_rest(address: str, path: str) -> Any:

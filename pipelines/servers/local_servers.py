@@ -7,6 +7,8 @@ Promises:
   number of a server later is never signalled, nor is a server that someone else has started.
 * **It can be repeated.** A server that runs is left as it is. One that was killed is started again
   on its data. An interrupted `LocalServers.up` is continued by the next one.
+* **A supervised Flink cluster** starts again by itself what ends of it, until `LocalServers.stop`
+  (`pipelines.servers.supervise`).
 * **One at a time.** Of two calls on one folder the second waits for the first.
 * **Data stay** until `LocalServers.remove`.
 
@@ -28,6 +30,7 @@ from tidemill.pipelines.servers.flink_cluster import (
     SERVERS,
     ClusterServer,
     JobManager,
+    Supervisor,
     TaskManager,
 )
 from tidemill.pipelines.servers.flink_settings import FlinkPorts
@@ -64,7 +67,7 @@ class LocalServer:
     """A server of the folder.
 
     Attributes:
-        name: `KAFKA`, `REDIS`, or the name of one of `flink_cluster.SERVERS`.
+        name: `KAFKA`, `REDIS`, or the name of a process of `flink_cluster`.
         port: Its port on 127.0.0.1.
         pid: The number of its process.
         started: When the process started, as the system shows it.
@@ -129,7 +132,8 @@ class LocalServers:
             FileError: The folder cannot be written.
         """
         broker = KafkaBroker(self.folder / "kafka", port, outlives=True)
-        return self._start(KAFKA, port, broker)
+        with self._alone():
+            return self._start(KAFKA, port, broker)
 
     def start_redis(self, port: int, program: Path) -> LocalServer:
         """Start Redis, unless it runs.
@@ -147,7 +151,8 @@ class LocalServers:
             DamagedState: The record is damaged.
             FileError: The folder cannot be written.
         """
-        return self._start(REDIS, port, RedisServer(self.folder / "redis", port, program))
+        with self._alone():
+            return self._start(REDIS, port, RedisServer(self.folder / "redis", port, program))
 
     def start_flink(self, ports: FlinkPorts) -> Iterator[LocalServer]:
         """Start the processes of a Flink cluster, one after the other, unless they run.
@@ -168,47 +173,75 @@ class LocalServers:
             FileError: The folder cannot be written.
         """
         for kind in SERVERS:
-            server = kind(self.folder / FLINK, ports)
-            started = self._start(server.name, server.port, server)
-            yield started
-            if kind is JobManager and started.seconds is not None:
+            yield self.start_of_flink(kind, ports)
+
+    def start_of_flink(self, kind: type[ClusterServer], ports: FlinkPorts) -> LocalServer:
+        """Start a process of a Flink cluster, unless it runs; arguments and errors as there."""
+        server = kind(self.folder / FLINK, ports)
+        with self._alone():
+            if kind is JobManager and not self.runs(JobManager.name):
                 # Its tasks are lost with the JobManager, and it may not find the new one.
                 self._end(TaskManager.name)
+            return self._start(server.name, server.port, server)
+
+    def supervise_flink(self, ports: FlinkPorts) -> LocalServer:
+        """Start the supervisor of a Flink cluster, unless it runs.
+
+        Args:
+            ports: The ports of the cluster, all of whose processes were started.
+
+        Returns:
+            The supervisor; until `stop` it starts again what ends.
+
+        Raises:
+            ServerNotStarted: It did not start, or watches over a cluster with other ports.
+            DamagedState: The record is damaged.
+            FileError: The folder cannot be written.
+        """
+        return self.start_of_flink(Supervisor, ports)
+
+    def runs(self, name: str) -> bool:
+        """Tell whether a server that was started runs.
+
+        Raises:
+            DamagedState: The record is damaged.
+        """
+        known = self.recorded().get(name)
+        return known is not None and known.process.is_alive()
 
     def _end(self, name: str) -> None:
-        with self._alone(f"start or stop the servers of {self.folder}"):
-            if (known := self._recorded().get(name)) is not None:
-                known.process.end(0.0)
-                self._forget(name)
+        if (known := self.recorded().get(name)) is not None:
+            known.process.end(0.0)
+            self._forget(name)
 
     def _start(
         self, name: str, port: int, server: KafkaBroker | RedisServer | ClusterServer
     ) -> LocalServer:
-        with self._alone(f"start or stop the servers of {self.folder}"):
-            known = self._recorded().get(name)
-            if known is not None and known.process.is_alive():
-                if known.port != port:
-                    raise ServerNotStarted(
-                        f"{name} of {self.folder} runs already, on port {known.port}: end it with "
-                        f"`tidemill down` to move it to port {port}"
-                    )
-                server.process = known.process
-                server.await_answer()
-                return known
+        """Start a server, unless it runs; the caller holds the lock."""
+        known = self.recorded().get(name)
+        if known is not None and known.process.is_alive():
+            if known.port != port:
+                raise ServerNotStarted(
+                    f"{name} of {self.folder} runs already, on port {known.port}: end it with "
+                    f"`tidemill down` to move it to port {port}"
+                )
+            server.process = known.process
+            server.await_answer()
+            return known
 
-            started: list[LocalServer] = []
+        started: list[LocalServer] = []
 
-            def record(process: RunningProcess) -> None:
-                started.append(LocalServer(name, port, process.pid, process.started))
-                self._record(started[-1])
+        def record(process: RunningProcess) -> None:
+            started.append(LocalServer(name, port, process.pid, process.started))
+            self._record(started[-1])
 
-            try:
-                seconds = server.start(record)
-            except BaseException:
-                if started and not started[-1].process.is_alive():
-                    self._forget(name)
-                raise
-            return replace(started[-1], seconds=seconds)
+        try:
+            seconds = server.start(record)
+        except BaseException:
+            if started and not started[-1].process.is_alive():
+                self._forget(name)
+            raise
+        return replace(started[-1], seconds=seconds)
 
     def stop(self) -> list[tuple[LocalServer, bool]]:
         """End the servers that were started, the last one first; their data stay.
@@ -222,12 +255,21 @@ class LocalServers:
         """
         if not (self.folder / _RECORD).exists():
             return []
-        with self._alone(f"start or stop the servers of {self.folder}"):
+        # A supervisor would start again what is ended. It may be starting something, with the lock.
+        supervisor = self.recorded().get(Supervisor.name)
+        did_run = supervisor is not None and supervisor.process.end(STOP_S)
+        with self._alone():
             stopped = []
-            for server in reversed(self._recorded().values()):
-                stopped.append((server, server.process.end(STOP_S)))
+            for server in reversed(self._in_order()):
+                ran = server.process.end(STOP_S)
+                stopped.append((server, ran or (server == supervisor and did_run)))
                 self._forget(server.name)
             return stopped
+
+    def _in_order(self) -> list[LocalServer]:
+        """Return the servers that were started, with the supervisor behind all others."""
+        found = list(self.recorded().values())
+        return sorted(found, key=lambda server: server.name == Supervisor.name)
 
     def remove(self) -> bool:
         """End the servers and remove their data.
@@ -243,20 +285,26 @@ class LocalServers:
         if not self.folder.exists():
             return False
         self.stop()
-        with self._alone(f"start or stop the servers of {self.folder}"), named_for(self.folder):
+        with self._alone(), named_for(self.folder):
             found = [path for path in self.folder.iterdir() if path.name != _LOCK]
             for path in found:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         return bool(found)
 
     @contextmanager
-    def _alone(self, what: str) -> Iterator[None]:
+    def _alone(self) -> Iterator[None]:
         with named_for(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        what = f"start or stop the servers of {self.folder}"
         with lock(self.folder / _LOCK, what, wait=True):
             yield
 
-    def _recorded(self) -> dict[str, LocalServer]:
+    def recorded(self) -> dict[str, LocalServer]:
+        """Return the servers that were started and not ended by `stop`, by name.
+
+        Raises:
+            DamagedState: The record is damaged.
+        """
         path = self.folder / _RECORD
         if not path.exists():
             return {}
@@ -264,10 +312,10 @@ class LocalServers:
         return {server.name: server for server in servers}
 
     def _record(self, server: LocalServer) -> None:
-        self._write({**self._recorded(), server.name: server})
+        self._write({**self.recorded(), server.name: server})
 
     def _forget(self, name: str) -> None:
-        self._write({key: kept for key, kept in self._recorded().items() if key != name})
+        self._write({key: kept for key, kept in self.recorded().items() if key != name})
 
     def _write(self, servers: dict[str, LocalServer]) -> None:
         write_text(self.folder / ".gitignore", "*\n")

@@ -1,80 +1,61 @@
-"""A live stream whose stream, broker and Redis are killed and paused, while a producer counts.
+"""A live stream under faults (`tests.support.fault_kinds`), while a producer counts.
 
-The harness is exact itself: every message has an id of its own, every acknowledgement is counted,
-and at the end the topics must have each acknowledged message once. What a reader of committed
-messages sees in the topic of predictions must then be one answer for each request.
+What a reader of committed messages sees in the topic of predictions must be one answer for each
+request: after each fault for all that were asked before its end, and at the end for all.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import queue
-import random
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from kafka import KafkaProducer
+import psutil
 
-from tests.support.flink_cluster import WORKER, TestCluster, workers_of
-from tests.support.folders import stream_of
+from tests.support.cut_network import DistantRedis, Network
+from tests.support.fault_kinds import FLINK, KINDS, ROOT, TWO, Fault
+from tests.support.fault_ledger import Answers, Producer
+from tests.support.flink_cluster import TestCluster, workers_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject, Program
 from tests.support.redis_server import RedisServer
-from tests.support.stream_outputs import table_in
+from tests.support.small_disk import SmallDisk
 from tests.support.topics import committed
 from tidemill.features.errors import TidemillError
 from tidemill.pipelines.config.configuration import load
+from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
+from tidemill.pipelines.servers.processes import RunningProcess
 
-STREAM: Final = "stream"
-BROKER: Final = "broker"
-REDIS: Final = "redis"
-VICTIMS: Final = (STREAM, BROKER, REDIS)
-KILL: Final = "kill -9"
-PAUSE: Final = "SIGSTOP"
-_EVERY_S: Final = 0.05
 RATE: Final = 20.0
-_START_S: Final = 120.0
+ASKED: Final = 1 / 3
+_PATIENCE_S: Final = 300.0
+_STORE: Final = {"appendonly": "yes", "appendfsync": "everysec"}
 
 
-@dataclass(frozen=True)
-class Fault:
-    """What is done to whom.
+class Recovery(NamedTuple):
+    """How a stream came back.
 
     Attributes:
-        victim: One of `VICTIMS`.
-        how: `KILL` or `PAUSE`.
-        seconds: How long it is away or stands still.
-        after_s: How long everything ran before it.
+        fault: What happened.
+        lasted_s: How long it lasted, until what nobody else would mend was mended.
+        whole_s: Seconds from its beginning until all was answered that was asked before its end.
+        later_s: Seconds from its beginning until later requests were answered, too.
+        asked: How many requests had been asked by its end.
     """
 
-    victim: str
-    how: str
-    seconds: float
-    after_s: float = 0.0
-
-    def __str__(self) -> str:
-        return f"{self.how} of {self.victim}, back after {self.seconds:.1f} s"
-
-
-def random_faults(seed: int, longest_s: float = 20.0) -> Iterator[Fault]:
-    """Yield faults at random without end: a seed gives the same ones again."""
-    chance = random.Random(seed)
-    while True:
-        yield Fault(
-            chance.choice(VICTIMS),
-            how := chance.choice((KILL, PAUSE)),
-            chance.uniform(0.0, 5.0) if how == KILL else chance.uniform(0.5, longest_s),
-            chance.uniform(0.5, 8.0),
-        )
+    fault: Fault
+    lasted_s: float
+    whole_s: float
+    later_s: float
+    asked: int
 
 
 @dataclass(frozen=True)
@@ -92,6 +73,7 @@ class Verdict:
         ended_by_itself: For each time that the stream ended by itself the end of its log.
         noticed_s: For each fault of the broker, how long after the first acknowledged message of
             the broker that was back the stream had read it.
+        fenced: For each worker that the lock of its attempt did not stop, whether the store did.
     """
 
     values: int
@@ -101,87 +83,127 @@ class Verdict:
     doubled: int
     ended_by_itself: Sequence[str]
     noticed_s: Sequence[float]
+    fenced: Sequence[bool] = ()
 
 
+@dataclass
 class FaultRun:
     """A project, its servers, a producer and a stream that is always started again.
 
-    Args:
+    Attributes:
         folder: Where everything is.
         say: Is told of each fault.
-        rate: How many messages a second the producer sends, a third of them requests.
-        cluster: The Flink cluster on which the stream runs; None for FnApiRunner.
-        parallelism: How many workers the job has there.
+        rate: How many messages a second the producer sends.
+        asked: The share of requests among them.
+        cluster: The supervised Flink cluster on which the stream runs; None for FnApiRunner.
+        parallelism: How many workers a job has there.
+        as_root: Whether the root has a disk of its own and Redis a network: only root can make
+            them.
+        savepoint_every: How often the stream keeps its state.
+        shards: How many shards the view has.
+        fenced: As in `Verdict`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        say: Callable[[str], None] = print,
-        rate: float = RATE,
-        cluster: TestCluster | None = None,
-        parallelism: int = 1,
-    ) -> None:
-        self._parallelism = parallelism
-        self._folder, self._say, self._rate = folder, say, rate
-        self._cluster = cluster
+    folder: Path
+    say: Callable[[str], None] = print
+    rate: float = RATE
+    asked: float = ASKED
+    cluster: TestCluster | None = None
+    parallelism: int = 1
+    as_root: bool = False
+    savepoint_every: str = "5s"
+    shards: int = 2
+    fenced: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.disk: SmallDisk | None = None
+        self.network: Network | None = None
         self._ended: list[str] = []
         self._noticed: list[float] = []
         self._stream: Program | None = None
+        self._expected = ""
+
+    @property
+    def has(self) -> frozenset[str]:
+        """What faults may need (`fault_kinds.kinds`)."""
+        found = {FLINK} if self.cluster is not None else set()
+        if self.parallelism > 1:
+            found.add(TWO)
+        return frozenset(found | {ROOT} if self.as_root else found)
 
     @contextmanager
     def running(self) -> Iterator[FaultRun]:
         """Start servers, producer and stream; end them all after the block."""
         with ExitStack() as ended:
-            self.broker = TestBroker(self._folder / "broker")
+            self.broker = TestBroker(self.folder / "broker")
             ended.callback(self.broker.close)
-            self.redis = RedisServer(
-                self._folder / "redis", {"appendonly": "yes", "appendfsync": "everysec"}
-            )
-            ended.callback(self.redis.kill)
+            if self.as_root:
+                self.network = Network()
+                ended.callback(self.network.close)
+                self.disk = SmallDisk(self.folder / "project" / "run")
+                ended.callback(self.disk.close)
+                self.store: RedisServer = DistantRedis(self.folder / "redis", _STORE, self.network)
+            else:
+                self.store = RedisServer(self.folder / "redis", _STORE)
+            ended.callback(self.store.kill)
             self.broker.start()
-            self.redis.start()
-            self.project = _project(self._folder / "project", self.broker, self.redis)
-            if self._cluster is not None:
-                flags = [*self._cluster.flags, f"--parallelism={self._parallelism}"]
-                self.project.flags = flags
+            self.store.start()
+            self.project = self._made_project()
             self.project.run("backfill")
-            self.producer = _Producer(self.project, self._rate)
+            self.producer = Producer(self.project, self.rate, self.asked)
             ended.callback(self.producer.stop)
+            self.answers = Answers(self.project)
+            ended.callback(self.answers.close)
             self.producer.start()
-            ended.callback(self._kill_stream)
-            self._start_stream()
-            self._wait_for_answers(1)
+            ended.callback(self.kill_stream)
+            self.start_stream()
+            self.wait_for_answers(1)
             yield self
 
-    def suffer(self, fault: Fault) -> None:
-        """Let a fault happen, and wait until answers come again."""
-        time.sleep(fault.after_s)
-        self._look_after_stream()
-        began = time.monotonic()
-        self._hurt(fault)
-        back = time.monotonic()
-        self._wait_for_answers(5)
-        self._say(
-            f"{fault}: {back - began:.1f} s, answers again after {time.monotonic() - back:.1f} s"
+    def _made_project(self) -> LiveProject:
+        project = LiveProject(
+            self.folder / "project",
+            self.broker,
+            savepoint_every=self.savepoint_every,
+            sinks=True,
+            shards=self.shards,
         )
+        path = self.folder / "project" / "tidemill.yaml"
+        sqlite = "{type: sqlite, path: online.db}"
+        assert sqlite in path.read_text()
+        place = f"host: {self.store.host}, port: {self.store.port}"
+        store = f"{{type: redis, {place}, give_up_after: 2m}}"
+        path.write_text(path.read_text().replace(sqlite, store))
+        return project
 
-    def suffer_at_the_end(self, fault: Fault) -> tuple[float, float]:
-        """Let a fault happen once nothing more is sent; wait until the last request is answered.
+    def suffer(self, fault: Fault, *, at_the_end: bool = False) -> Recovery:
+        """Let a fault happen; wait until all is answered that was asked before its end, and more.
 
-        Returns:
-            The seconds from the fault until then, and until later requests are answered, too.
+        Args:
+            fault: The fault.
+            at_the_end: Whether nothing more is sent from before the fault until all is answered:
+                the last requests are then among those that are answered after it.
         """
         time.sleep(fault.after_s)
-        self.producer.hold()
-        asked = set(self.producer.so_far())
+        self._look_after_stream()
+        if at_the_end:
+            self.producer.hold()
         began = time.monotonic()
-        self._hurt(fault)
-        self._wait(lambda: self._answered() >= asked)
-        answered_s = time.monotonic() - began
-        self.producer.go_on()
-        self._wait_for_answers(5)
-        return answered_s, time.monotonic() - began
+        KINDS[fault.kind].do(self, fault.seconds)
+        lasted_s = time.monotonic() - began
+        asked = set(self.producer.requests_so_far())
+        self.wait(lambda: not self._missing(asked))
+        whole_s = time.monotonic() - began
+        if at_the_end:
+            self.producer.go_on()
+        self.wait_for_answers(5)
+        assert not self.answers.doubled(), f"{fault}: {self.answers.doubled()} are answered twice"
+        found = Recovery(fault, lasted_s, whole_s, time.monotonic() - began, len(asked))
+        self.say(
+            f"{fault}: lasted {lasted_s:.1f} s; all {found.asked:,} requests were answered after "
+            f"{whole_s:.1f} s, later ones after {found.later_s:.1f} s"
+        )
+        return found
 
     def finish(self) -> Verdict:
         """Drain the stream, and compare all that came with all that was sent."""
@@ -191,92 +213,60 @@ class FaultRun:
             there = Counter(_id(message) for message in committed(self.project, name))
             assert there == Counter(ids), f"{name}: the harness is not exact"
         wanted = Counter(acknowledged["checks"])
-        rejected: set[str] = set()
-
-        def is_answered() -> bool:
-            if missing := wanted.keys() - self._answered() - rejected:
-                rejected.update(self._rejected() & missing)
-            return not missing
-
         try:
-            self._wait(is_answered)
+            self.wait(lambda: not self._missing(set(wanted)))
         except AssertionError as error:
-            missing = sorted(wanted.keys() - self._answered() - rejected)
+            missing = sorted(self._missing(set(wanted)))
             raise AssertionError(f"no answer to {len(missing)}, {missing[:9]}: {error}") from error
-        assert self._stream is not None
-        self.project.drain(self._stream)
+        self.drain_stream()
         values = self.project.verify()
         found = Counter(message.key.decode() for message in committed(self.project, "predictions"))
+        rejected = self.answers.rejected & wanted.keys()
         assert found.keys() <= wanted.keys()
         return Verdict(
             values,
             len(wanted),
             len(rejected),
             len(wanted.keys() - found.keys() - rejected),
-            sum(count > 1 for count in found.values()),
+            sum(count > 1 for count in found.values()) + len(rejected & found.keys()),
             tuple(self._ended),
             tuple(self._noticed),
+            tuple(self.fenced),
         )
 
-    def _hurt(self, fault: Fault) -> None:
-        hurt = {STREAM: self._hurt_stream, BROKER: self._hurt_broker, REDIS: self._hurt_redis}
-        hurt.get(fault.victim, self._hurt_cluster)(fault)
+    # What faults do.
 
-    def _hurt_stream(self, fault: Fault) -> None:
+    @property
+    def stream(self) -> Program:
+        """The program `tidemill stream`."""
         assert self._stream is not None
-        if fault.how == PAUSE:
-            os.killpg(self._stream.pid, signal.SIGSTOP)
-            time.sleep(fault.seconds)
-            os.killpg(self._stream.pid, signal.SIGCONT)
-            return
-        self._kill_stream()
-        time.sleep(fault.seconds)
-        self._start_stream()
+        return self._stream
 
-    def _hurt_broker(self, fault: Fault) -> None:
-        if fault.how == PAUSE:
-            self.broker.pause()
-            time.sleep(fault.seconds)
-            self.broker.resume()
-        else:
-            self.broker.kill()
-            time.sleep(fault.seconds)
-            self.broker.start()
-        self._noticed.append(self._time_to_notice())
+    def start_stream(self) -> None:
+        """Start the stream, or resume it."""
+        resumes = self._stream is not None
+        if self.cluster is not None:
+            flags = [*self.cluster.flags, f"--parallelism={self.parallelism}"]
+            self.project.flags = flags
+        self._stream = self.project.start_stream(*(["--resume"] if resumes else []))
 
-    def _hurt_redis(self, fault: Fault) -> None:
-        if fault.how == PAUSE:
-            self.redis.freeze()
-            time.sleep(fault.seconds)
-            self.redis.thaw()
-        else:
-            self.redis.kill()
-            time.sleep(fault.seconds)
-            self.redis.start()
+    def kill_stream(self) -> None:
+        """Kill the program with SIGKILL."""
+        if self._stream is not None and self._stream.poll() is None:
+            os.killpg(self._stream.pid, signal.SIGKILL)
+            self._stream.wait()
 
-    def _hurt_cluster(self, fault: Fault) -> None:
-        cluster = self._cluster
-        assert cluster is not None
-        if fault.victim == WORKER:
-            root = self.project.folder / "run"
-            self._wait(lambda: bool(workers_of(root)))
-            victims = workers_of(root)
-        else:
-            victims = [cluster.running[fault.victim].process]
-        if fault.how == PAUSE:
-            for victim in victims:
-                victim.send(signal.SIGSTOP)
-            time.sleep(fault.seconds)
-            for victim in victims:
-                victim.send(signal.SIGCONT)
-            return
-        for victim in victims:
-            victim.end(0.0)
-        time.sleep(fault.seconds)
-        cluster.start()
+    def drain_stream(self) -> None:
+        """Stop the stream with SIGTERM, at a savepoint."""
+        self._look_after_stream()
+        self.project.drain(self.stream)
 
-    def _time_to_notice(self) -> float:
-        """Send a message through the broker that is back; return how long it is unread."""
+    def expect(self, said: str) -> None:
+        """Expect that the stream may end once, if it says this."""
+        self._expected = said
+
+    def note_noticed(self) -> None:
+        """Note how long after a broker is back the stream has read what it got."""
         partition, offset = self.producer.send_fresh()
         acknowledged = time.monotonic()
         config = load(self.project.folder / "tidemill.yaml")
@@ -289,46 +279,99 @@ class FaultRun:
                 return False
             return last is not None and last.offsets["payments"][partition] > offset
 
-        self._wait(is_read, 0.02)
-        return time.monotonic() - acknowledged
+        self.wait(is_read, 0.02)
+        self._noticed.append(time.monotonic() - acknowledged)
 
-    def _answered(self) -> set[str]:
-        folder = stream_of(self.project.folder / "run") / "predictions"
-        return set(table_in(folder).column("request_id").to_pylist())
+    def process(self, name: str) -> RunningProcess:
+        """Return a process of the cluster, once it runs."""
+        assert self.cluster is not None
+        cluster = self.cluster
+        self.wait(lambda: cluster.process(name) is not None)
+        found = cluster.process(name)
+        assert found is not None
+        return found
 
-    def _rejected(self) -> set[str]:
-        """Return the ids of the requests that were rejected."""
-        records = committed(self.project, "rejected")
-        of_requests = [one for one in records if dict(one.headers)["stream"] == b"checks"]
-        return {json.loads(one.value)["check"] for one in of_requests}
+    def workers(self) -> list[RunningProcess]:
+        """Return the workers of the job, once it has as many as it should."""
+        root = self.project.folder / "run"
+        self.wait(lambda: len(workers_of(root)) >= self.parallelism)
+        return workers_of(root)
 
-    def _wait_for_answers(self, more: int) -> None:
+    def joining_workers(self) -> list[RunningProcess]:
+        """Return the workers that join answers, and write them."""
+        return self._writers_of("outputs/predictions/")
+
+    def publishing_workers(self) -> list[RunningProcess]:
+        """Return the workers that have shards, and publish them."""
+        return self._writers_of("/publications/")
+
+    def other_workers(self) -> list[RunningProcess]:
+        """Return a worker that does not join."""
+        joining = set(self.joining_workers())
+        return [one for one in self.workers() if one not in joining][:1]
+
+    def _writers_of(self, part: str) -> list[RunningProcess]:
+        """Return the workers that have an output open whose path has a part."""
+        found: list[RunningProcess] = []
+
+        def are_there() -> bool:
+            found[:] = [one for one in self.workers() if any(part in name for name in _open(one))]
+            return bool(found)
+
+        self.wait(are_there)
+        return found
+
+    def log_of_workers(self) -> str:
+        """Return what workers have logged."""
+        assert self.cluster is not None
+        return (self.cluster.folder / "flink" / "workers.log").read_text(errors="replace")
+
+    def attempt(self) -> Attempt:
+        """Return the present job's attempt."""
+        return Attempt(self._attempts()[-1])
+
+    def is_in_another_job(self, before: Attempt) -> bool:
+        """Tell whether another job has begun, with workers of its own."""
+        attempts = self._attempts()
+        is_new = bool(attempts) and attempts[-1] != before.folder
+        return is_new and bool(Attempt(attempts[-1]).workers())
+
+    def _attempts(self) -> list[Path]:
+        return sorted(self.project.folder.glob("run/generations/*/jobs/*/"))
+
+    def wait_for_answers(self, more: int) -> None:
         """Wait until more requests are answered than now."""
-        before = self.project.answered()
-        self._wait(lambda: self.project.answered() >= before + more)
+        self.answers.look()
+        before = self._answered()
+        self.wait(lambda: self._answered() >= before + more)
 
-    def _wait(self, happened: Callable[[], bool], every_s: float = 0.2) -> None:
-        deadline = time.monotonic() + _START_S
+    def wait(self, happened: Callable[[], bool], every_s: float = 0.2) -> None:
+        """Wait until something has happened."""
+        deadline = time.monotonic() + _PATIENCE_S
         while not happened():
             self._look_after_stream()
             assert time.monotonic() < deadline, self.project.log()[-5_000:]
             time.sleep(every_s)
 
+    def _answered(self) -> int:
+        self.answers.look()
+        return len(self.answers.predictions)
+
+    def _missing(self, asked: set[str]) -> set[str]:
+        self.answers.look()
+        return self.answers.missing(asked)
+
     def _look_after_stream(self) -> None:
         """Start the stream again if it has ended by itself."""
         if self._stream is not None and self._stream.poll() is not None:
-            self._ended.append(self.project.log()[-1_500:])
-            self._say(f"the stream has ended by itself, status {self._stream.returncode}")
-            self._start_stream()
-
-    def _start_stream(self) -> None:
-        resumes = self._stream is not None
-        self._stream = self.project.start_stream(*(["--resume"] if resumes else []))
-
-    def _kill_stream(self) -> None:
-        if self._stream is not None and self._stream.poll() is None:
-            os.killpg(self._stream.pid, signal.SIGKILL)
-            self._stream.wait()
+            said = self.project.log()[-1_500:]
+            if self._expected and self._expected in said:
+                self.say(f"the stream has ended, since {self._expected}")
+                self._expected = ""
+            else:
+                self._ended.append(said)
+                self.say(f"the stream has ended by itself, status {self._stream.returncode}")
+            self.start_stream()
 
 
 def _id(message: Any) -> str:
@@ -337,138 +380,8 @@ def _id(message: Any) -> str:
     return found
 
 
-def _project(folder: Path, broker: TestBroker, redis: RedisServer) -> LiveProject:
-    project = LiveProject(folder, broker, savepoint_every="5s", sinks=True)
-    path = folder / "tidemill.yaml"
-    sqlite = "{type: sqlite, path: online.db}"
-    assert sqlite in path.read_text()
-    store = f"{{type: redis, host: 127.0.0.1, port: {redis.port}, give_up_after: 2m}}"
-    path.write_text(path.read_text().replace(sqlite, store))
-    return project
-
-
-@dataclass
-class _Producer:
-    """Sends payments and checks in turn, and counts acknowledgements.
-
-    An idempotent producer of kafka-python sends a message again until the broker has it, once. It
-    gives up after ten minutes, which fails the run.
-    """
-
-    project: LiveProject
-    rate: float
-    _acknowledged: dict[str, list[str]] = field(
-        default_factory=lambda: {"payments": [], "checks": []}
-    )
-
-    def __post_init__(self) -> None:
-        self._ended, self._held = threading.Event(), threading.Event()
-        self._sent: queue.Queue[tuple[str, str, Any] | None] = queue.Queue()
-        self._failed: list[BaseException] = []
-        self._random = random.Random(1)
-        self._number = 0
-        self._threads = [
-            threading.Thread(target=target, daemon=True) for target in (self._send, self._count)
-        ]
-
-    def _connect(self) -> KafkaProducer:
-        return KafkaProducer(
-            bootstrap_servers=self.project.broker.bootstrap,
-            acks="all",
-            enable_idempotence=True,
-            delivery_timeout_ms=600_000,
-            request_timeout_ms=5_000,
-            reconnect_backoff_max_ms=200,
-            max_block_ms=600_000,
-        )
-
-    def start(self) -> None:
-        self._producer = self._connect()
-        for thread in self._threads:
-            thread.start()
-
-    def _row(self, kind: str) -> tuple[str, dict[str, Any]]:
-        self._number += 1
-        name = f"{kind}-{self._number}"
-        return name, self.project.row_of_now(kind, name)
-
-    def _send(self) -> None:
-        try:
-            began, sent = time.monotonic(), 0
-            while not self._ended.wait(_EVERY_S):
-                due = round((time.monotonic() - began) * self.rate)
-                for _ in range(0 if self._held.is_set() else due - sent):
-                    self._send_one()
-                sent = max(due, sent)
-        except BaseException as error:  # noqa: BLE001 - raised by `acknowledged`
-            self._failed.append(error)
-        finally:
-            self._sent.put(None)
-
-    def _send_one(self) -> None:
-        kind = self._random.choice(("payments", "payments", "checks"))
-        name, row = self._row(kind)
-        future = self._producer.send(
-            self.project.topics[kind],
-            json.dumps(row).encode(),
-            partition=self._random.randrange(self.project.partitions),
-        )
-        self._sent.put((kind, name, future))
-
-    @property
-    def requests(self) -> int:
-        """How many requests were acknowledged until now."""
-        return len(self._acknowledged["checks"])
-
-    def _count(self) -> None:
-        try:
-            while (sent := self._sent.get()) is not None:
-                kind, name, future = sent
-                future.get(timeout=600)
-                self._acknowledged[kind].append(name)
-        except BaseException as error:  # noqa: BLE001 - raised by `acknowledged`
-            self._failed.append(error)
-
-    def send_fresh(self) -> tuple[int, int]:
-        """Send a payment by a new connection; return its partition and offset."""
-        producer = self._connect()
-        try:
-            name = f"fresh-{time.monotonic_ns()}"
-            row = self.project.row_of_now("payments", name)
-            value = json.dumps(row).encode()
-            sent = producer.send(self.project.topics["payments"], value, partition=0)
-            found = sent.get(timeout=120)
-            self._acknowledged["payments"].append(name)
-            return found.partition, found.offset
-        finally:
-            producer.close()
-
-    def hold(self) -> None:
-        """Send no more for now."""
-        self._held.set()
-
-    def go_on(self) -> None:
-        """Send again."""
-        self._held.clear()
-
-    def so_far(self) -> list[str]:
-        """Return the ids of the requests that were acknowledged, while nothing is sent."""
-        time.sleep(4 * _EVERY_S)  # what was being sent
-        while not self._sent.empty():
-            time.sleep(_EVERY_S)
-        time.sleep(4 * _EVERY_S)
-        return list(self._acknowledged["checks"])
-
-    def stop(self) -> None:
-        """Send no more, and wait for all acknowledgements."""
-        if not self._ended.is_set():
-            self._ended.set()
-            for thread in self._threads:
-                thread.join(timeout=300)
-            self._producer.close()
-
-    def acknowledged(self) -> dict[str, list[str]]:
-        """Return the ids of the acknowledged messages of each topic, after `stop`."""
-        if self._failed:
-            raise self._failed[0]
-        return self._acknowledged
+def _open(process: RunningProcess) -> list[str]:
+    try:
+        return [file.path for file in psutil.Process(process.pid).open_files()]
+    except psutil.Error:
+        return []

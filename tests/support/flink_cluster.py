@@ -6,7 +6,6 @@ import json
 import random
 import signal
 from pathlib import Path
-from typing import Final
 
 from tidemill.features.errors import ForeignServer
 from tidemill.pipelines.servers.flink_cluster import SERVERS, ClusterServer
@@ -17,7 +16,6 @@ from tidemill.pipelines.servers.ports import require_free
 from tidemill.pipelines.servers.processes import RunningProcess
 
 JOB_MANAGER, TASK_MANAGER, JOB_SERVER, WORKER_POOL = (kind.name for kind in SERVERS)
-WORKER: Final = "Python worker"
 
 
 class TestCluster:
@@ -25,12 +23,14 @@ class TestCluster:
 
     Args:
         folder: Where its settings and logs are.
+        supervised: Whether what ends of it is started again by itself, as with `tidemill up`.
     """
 
     __test__ = False
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, supervised: bool = False) -> None:
         self.folder = folder
+        self._supervised = supervised
         self.servers = LocalServers(folder)
         self.ports = _free_ports()
         self.running: dict[str, LocalServer] = {}
@@ -52,6 +52,18 @@ class TestCluster:
         """Start what does not run."""
         for server in self.servers.start_flink(self.ports):
             self.running[server.name] = server
+        if self._supervised:
+            self.supervise()
+
+    def supervise(self) -> None:
+        """Let what ends of it be started again by itself, from now on."""
+        self._supervised = True
+        self.servers.supervise_flink(self.ports)
+
+    def process(self, name: str) -> RunningProcess | None:
+        """Return a process that runs now, whoever started it; None if it does not run."""
+        found = self.servers.recorded().get(name)
+        return found.process if found is not None and found.process.is_alive() else None
 
     def kill(self, name: str) -> None:
         """Kill a process with SIGKILL."""

@@ -75,7 +75,12 @@ class RedisServer:
         options: Its options as in redis.conf, ``{"maxmemory": "4mb"}``.
         users: Lines of ``ACL SETUSER``, ``"writer on >secret ~tm:* +@all"``.
         tls: Its certificate: it then speaks nothing but TLS.
+
+    Attributes:
+        host: The address at which it listens.
     """
+
+    host = HOST
 
     def __init__(
         self,
@@ -98,7 +103,7 @@ class RedisServer:
     def place(self) -> RedisPlace:
         """Where it is, for the default user."""
         tls = None if self.tls is None else RedisTls(ca=self.tls.cert)
-        return RedisPlace(host=HOST, port=self.port, tls=tls)
+        return RedisPlace(host=self.host, port=self.port, tls=tls)
 
     def start(self, until_loaded: bool = True) -> None:
         """Start it and wait until it answers and, if wanted, has read its data."""
@@ -127,7 +132,7 @@ class RedisServer:
                 time.sleep(0.01)
 
     def _command(self) -> list[str]:
-        words = [str(program()), "--dir", str(self.folder), "--bind", HOST]
+        words = [str(program()), "--dir", str(self.folder), "--bind", self.host]
         options = dict(self.options)
         if self._proxy is not None:
             words += ["--port", str(self._proxy.server[1])]
@@ -151,7 +156,7 @@ class RedisServer:
             tls = {"ssl": True, "ssl_ca_certs": str(self.tls.cert), "ssl_check_hostname": False}
             tls |= {"ssl_certfile": str(self.tls.cert), "ssl_keyfile": str(self.tls.key)}
         once = Retry(NoBackoff(), 0)
-        return redis.Redis(host=HOST, port=self.port, socket_timeout=10, retry=once, **tls)
+        return redis.Redis(host=self.host, port=self.port, socket_timeout=10, retry=once, **tls)
 
     def kill(self) -> None:
         """Kill it with -9: what it had not written is lost."""

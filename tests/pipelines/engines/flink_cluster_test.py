@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ import apache_beam as beam
 import pytest
 
 from tests.support import fork_server
-from tests.support.fault_run import KILL, STREAM, Fault, FaultRun
+from tests.support.fault_kinds import Fault
+from tests.support.fault_run import FaultRun
 from tests.support.flink_cluster import (
     JOB_MANAGER,
     JOB_SERVER,
     TASK_MANAGER,
-    WORKER,
     WORKER_POOL,
     TestCluster,
 )
@@ -39,6 +40,7 @@ from tidemill.pipelines.engines.choosing import choose_engine
 from tidemill.pipelines.engines.flink_flags import check_flags
 from tidemill.pipelines.engines.stream_job import stream_job
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.servers.flink_cluster import Supervisor
 from tidemill.pipelines.servers.kafka_settings import HOST
 from tidemill.pipelines.stream.output_folders import join_outputs
 
@@ -90,6 +92,25 @@ def test_up_again_leaves_what_runs_and_starts_what_was_killed(up: TestCluster) -
         assert others == {key: one.pid for key, one in before.items() if key not in anew}
         assert all(up.running[key].seconds is None for key in others)
         before = dict(up.running)
+
+
+def test_a_supervisor_starts_again_by_itself_whatever_is_killed(up: TestCluster) -> None:
+    up.supervise()
+    before = {name: up.process(name) for name in up.running}
+    for name in (JOB_MANAGER, TASK_MANAGER, JOB_SERVER, WORKER_POOL):
+        up.kill(name)
+
+    def is_back() -> bool:
+        now = {name: up.process(name) for name in before}
+        return all(now[name] not in (None, before[name]) for name in before)
+
+    deadline = time.monotonic() + 180
+    while not is_back():
+        assert time.monotonic() < deadline, up.log(Supervisor)
+        time.sleep(0.1)
+    said = up.log(Supervisor)
+    for name in before:
+        assert f"{name} was started again in " in said
 
 
 def test_a_flag_that_nobody_knows_is_refused_with_the_nearest_one(up: TestCluster) -> None:
@@ -239,9 +260,10 @@ def test_kills_of_worker_program_and_taskmanager_lose_double_and_change_nothing(
     up: TestCluster, tmp_path: Path
 ) -> None:
     said: list[str] = []
+    up.supervise()  # once more: it runs already
     with FaultRun(tmp_path, said.append, cluster=up).running() as run:
-        for victim in (WORKER, STREAM, TASK_MANAGER):
-            run.suffer(Fault(victim, KILL, 0.0))
+        for kind in ("kill_joining_worker", "kill_program", "kill_taskmanager"):
+            run.suffer(Fault(kind), at_the_end=True)
         verdict = run.finish()
     assert len(said) == 3, said
     assert verdict.ended_by_itself == ()
