@@ -288,13 +288,16 @@ class FlinkRun:
         said = worker_error(text)
         if said is not None:
             return RuntimeError(said)
-        first = next((line for line in text.splitlines() if line.strip()), "no reason is known")
-        last = [line for line in text.splitlines() if line.startswith("Caused by: ")][-1:]
-        reason = " ".join([first, *last])[:600]
+        lines = [line for line in text.splitlines() if line.strip()]
+        # The first one says that Flink restarts nothing; the last cause, what was lost.
+        causes = [line for line in lines if line.startswith(_CAUSE)]
+        reason = (causes or lines or ["no reason is known"])[-1 if causes else 0]
+        reason = reason.removeprefix(_CAUSE)[:600]
         _log.info("the job %s is %s:\n%s", self._name, job.state, text)
         return EngineLost(f"the job {self._name} is {job.state}: {reason}")
 
 
+_CAUSE: Final = "Caused by: "
 _OF_JAVA: Final = "\n\tat "
 _SAID: Final = ("Traceback (most recent call last)", "\ntidemill.features.errors.")
 
@@ -308,7 +311,7 @@ def worker_error(text: str) -> str | None:
     Returns:
         Python's part of the text; None if no worker has said anything.
     """
-    for cause in text.split("Caused by: "):
+    for cause in text.split(_CAUSE):
         if any(said in cause for said in _SAID):
             with suppress(ValueError):
                 cause = cause[: cause.index(_OF_JAVA)]

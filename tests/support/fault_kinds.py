@@ -11,6 +11,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,8 @@ ROOT: Final = "root"
 """What a kind of fault may need."""
 
 _KILLED_S: Final = 5.0
+_WAKES_S: Final = 60.0
+_FENCED: Final = "SupersededWriter"
 _LAST: Final = ("pause", "cut", "fill")
 
 
@@ -194,27 +197,34 @@ def outdate_worker(run: FaultRun, _: float) -> None:
 
 
 def outdate_worker_without_lock(run: FaultRun, _: float) -> None:
-    """The same, and the lock of its attempt does not hold: it wakes, and goes on writing.
+    """A worker that the cluster believes dead goes on writing beside the next job.
 
-    The store is killed under its write, so it repeats that when it wakes. The token of the store
-    refuses it: the error stands in the workers' log.
+    Its TaskManager stands still, so nothing tells the worker; the lock of its attempt does not
+    hold, so nobody ends it. The store was killed under its write, so it repeats that when it wakes.
+    The token of the store must refuse it: then the error stands in the workers' log.
     """
-    attempt = run.attempt()
-    (victim,) = run.publishing_workers()[:1]
+    attempt, alone = run.attempt(), run.process(TASK_MANAGER)
+    victims = run.publishing_workers()
     run.store.freeze()
-    time.sleep(1.0)  # its write waits for an answer
-    assert victim.send(signal.SIGSTOP)
+    time.sleep(1.0)  # their writes wait for an answer
+    for one in (*victims, alone):
+        assert one.send(signal.SIGSTOP)
     run.store.kill()
     run.store.start()
     attempt.workers_lock.unlink()
     attempt.workers_lock.touch()
-    _kill([run.process(TASK_MANAGER)])
-    run.wait(lambda: run.is_in_another_job(attempt))
-    run.wait_for_answers(5)
-    said = len(run.log_of_workers())
-    assert victim.send(signal.SIGCONT)
-    run.wait(lambda: not victim.is_alive())
-    run.fenced.append("SupersededWriter" in run.log_of_workers()[said:])
+    with run.second_taskmanager():
+        run.wait(lambda: run.is_in_another_job(attempt))
+        run.wait_for_answers(5)
+        said = len(run.log_of_workers())
+        for one in victims:
+            assert one.send(signal.SIGCONT), "a worker without a lock was ended"
+        with suppress(AssertionError):
+            run.wait(lambda: _FENCED in run.log_of_workers()[said:], within_s=_WAKES_S)
+        run.fenced.append(_FENCED in run.log_of_workers()[said:])
+        run.wait_for_answers(5)
+        _kill([alone])
+        run.wait(lambda: not any(one.is_alive() for one in victims))
 
 
 # The cluster.

@@ -32,11 +32,13 @@ from tidemill.features.errors import TidemillError
 from tidemill.pipelines.config.configuration import load
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
+from tidemill.pipelines.servers.flink_cluster import TaskManager
 from tidemill.pipelines.servers.processes import RunningProcess
 
 RATE: Final = 20.0
 ASKED: Final = 1 / 3
 _PATIENCE_S: Final = 300.0
+_VERIFY_S: Final = 1_800.0
 _STORE: Final = {"appendonly": "yes", "appendfsync": "everysec"}
 
 
@@ -219,7 +221,7 @@ class FaultRun:
             missing = sorted(self._missing(set(wanted)))
             raise AssertionError(f"no answer to {len(missing)}, {missing[:9]}: {error}") from error
         self.drain_stream()
-        values = self.project.verify()
+        values = self.project.verify(_VERIFY_S)
         found = Counter(message.key.decode() for message in committed(self.project, "predictions"))
         rejected = self.answers.rejected & wanted.keys()
         assert found.keys() <= wanted.keys()
@@ -321,6 +323,18 @@ class FaultRun:
         self.wait(are_there)
         return found
 
+    @contextmanager
+    def second_taskmanager(self) -> Iterator[None]:
+        """Let the cluster have another TaskManager, without a supervisor, while the block runs."""
+        assert self.cluster is not None
+        second = TaskManager(self.folder / "second-taskmanager", self.cluster.ports)
+        second.start()
+        assert second.process is not None
+        try:
+            yield
+        finally:
+            second.process.end(0.0)
+
     def log_of_workers(self) -> str:
         """Return what workers have logged."""
         assert self.cluster is not None
@@ -345,9 +359,11 @@ class FaultRun:
         before = self._answered()
         self.wait(lambda: self._answered() >= before + more)
 
-    def wait(self, happened: Callable[[], bool], every_s: float = 0.2) -> None:
+    def wait(
+        self, happened: Callable[[], bool], every_s: float = 0.2, within_s: float = _PATIENCE_S
+    ) -> None:
         """Wait until something has happened."""
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + within_s
         while not happened():
             self._look_after_stream()
             assert time.monotonic() < deadline, self.project.log()[-5_000:]

@@ -241,9 +241,10 @@ class LiveProject:
         assert done.status == 0, f"status {done.status}: {done.printed}"
         return done.printed
 
-    def verify(self) -> int:
+    def verify(self, within_s: float = 300) -> int:
         """Prove everything; return how many values were compared."""
-        found = re.search(r"^0 mismatches in ([0-9,]+) values$", self.run("verify"), re.MULTILINE)
+        said = self.run("verify", within_s=within_s)
+        found = re.search(r"^0 mismatches in ([0-9,]+) values$", said, re.MULTILINE)
         assert found is not None
         return int(found[1].replace(",", ""))
 

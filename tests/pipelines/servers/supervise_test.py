@@ -83,7 +83,7 @@ def test_a_watch_starts_what_has_ended_and_tries_again_only_after_a_while(
         before = len(servers.started)
         watch.look()
         tried.append(len(servers.started) - before)
-    # The JobManager after 1, 2 and 4 seconds, the job server, which had run until now, also at once;
+    # The JobManager after 1, 2 and 4 seconds, the job server, which ran until now, also at once;
     # without a JobManager no TaskManager is tried.
     assert sum(tried) == 3 + 4
     assert TASK_MANAGER not in servers.started[2:]
