@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"seed {given.seed}", flush=True)
     began = time.monotonic()
     with ExitStack() as ended:
-        folder = Path(ended.enter_context(tempfile.TemporaryDirectory(prefix="tidemill-faults-")))
+        folder = ended.enter_context(_folder())
         cluster = None
         if given.engine == "flink":
             cluster = TestCluster(folder / "cluster", supervised=True)
@@ -118,6 +118,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--results", type=Path, help="folder in which to write the figures")
     return parser
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Yield a new folder, which is removed unless the block fails."""
+    folder = Path(tempfile.mkdtemp(prefix="tidemill-faults-"))
+    try:
+        yield folder
+    except BaseException:
+        print(f"all logs stay in {folder}", flush=True)
+        raise
+    shutil.rmtree(folder)
 
 
 def _can_be_root() -> bool:

@@ -9,6 +9,8 @@ The promises:
 * A job never ends by itself: its source stays, since Flink forgets the states of a source that has
   ended. The program that submitted it looks at what is written, and cancels it when all is.
 * When a job was ended (`pipelines.engines.flink_jobs`), no worker of it is left.
+* A job whose worker has ended is lost, though Flink may not know: Beam's runner does not notice the
+  end of a worker in all states of a bundle, and such a job would run for ever and do nothing.
 * What a worker says is wrong with the program ends the run, as the worker's own error.
 """
 
@@ -27,10 +29,12 @@ from typing import TYPE_CHECKING, Any, Final
 from tidemill.features.errors import ClusterUnreachable, EngineLost, WrongBeamFlag
 from tidemill.pipelines.engines.flink_jobs import (
     ENDED,
+    RUNNING,
     Job,
     find_jobs,
     record_job,
     why_failed,
+    workers_here,
 )
 from tidemill.pipelines.engines.worker_code import WorkerCode
 from tidemill.pipelines.servers.flink_cluster import ask_rest
@@ -47,6 +51,10 @@ _ANSWER_S: Final = 5.0
 _READY_S: Final = 60.0
 _SUBMITTED_S: Final = 300.0
 _SILENT_S: Final = 15.0
+_FAILS_S: Final = 5.0
+"""So long after the end of a worker its job may begin to fail by itself, with the reason."""
+_ENDS_S: Final = 60.0
+"""So long it may then take until it has failed."""
 _LOOK_S: Final = 0.05
 _ASK_S: Final = 0.5
 _UP: Final = "start a cluster with `tidemill up --flink`, or name another one"
@@ -222,16 +230,23 @@ class FlinkRun:
     def __init__(self, place: FlinkPlace, code: WorkerCode, name: str) -> None:
         self._place, self._code, self._name = place, code, name
         self._silent_since_s: float | None = None
+        self._dead_since_s: float | None = None
 
     def submit(self, pipeline: Pipeline) -> PipelineResult:
         """Submit a job.
 
         Raises:
-            ClusterUnreachable: The cluster cannot take it.
+            EngineLost: A process of the cluster was lost meanwhile.
         """
-        check_cluster(self._place, _READY_S)
+        from tidemill.pipelines.engines.flink_result import job_server_answers
+
+        try:
+            check_cluster(self._place, _READY_S)
+        except ClusterUnreachable as error:
+            raise EngineLost(f"the cluster was lost before it had the job: {error}") from error
         record_job(self._code.attempt, self._place.url, self._name)
-        result: Any = pipeline.run()
+        with job_server_answers():
+            result: Any = pipeline.run()
         return result
 
     def wait(self, result: Any, is_whole: Callable[[], bool]) -> None:
@@ -257,6 +272,7 @@ class FlinkRun:
                 seen = True
                 if job.state in ENDED:
                     raise self._failure(job)
+                self._check_workers(job)
             elif self._silent_since_s is None and seen:
                 raise EngineLost(
                     f"the JobManager at {self._place.url} does not know the job {self._name} any "
@@ -283,23 +299,47 @@ class FlinkRun:
         self._silent_since_s = None
         return jobs[0] if jobs else None
 
+    def _check_workers(self, job: Job) -> None:
+        """Check that no worker has ended, and was not replaced, while the job goes on.
+
+        Raises:
+            EngineLost: One has.
+        """
+        alive, ended = workers_here(self._code.attempt)
+        if not ended or len(alive) >= self._place.parallelism:
+            self._dead_since_s = None
+            return
+        now = time.monotonic()
+        self._dead_since_s = self._dead_since_s or now
+        if now - self._dead_since_s > (_FAILS_S if job.state == RUNNING else _ENDS_S):
+            raise EngineLost(
+                f"a Python worker of the job {self._name} has ended (process {ended[-1].pid}), "
+                f"and Flink still calls the job {job.state}"
+            )
+
     def _failure(self, job: Job) -> Exception:
         text = why_failed(self._place.url, job)
         said = worker_error(text)
         if said is not None:
             return RuntimeError(said)
-        lines = [line for line in text.splitlines() if line.strip()]
-        # The first one says that Flink restarts nothing; the last cause, what was lost.
-        causes = [line for line in lines if line.startswith(_CAUSE)]
-        reason = (causes or lines or ["no reason is known"])[-1 if causes else 0]
-        reason = reason.removeprefix(_CAUSE)[:600]
         _log.info("the job %s is %s:\n%s", self._name, job.state, text)
-        return EngineLost(f"the job {self._name} is {job.state}: {reason}")
+        return EngineLost(f"the job {self._name} is {job.state}: {last_cause(text)}")
 
 
 _CAUSE: Final = "Caused by: "
 _OF_JAVA: Final = "\n\tat "
 _SAID: Final = ("Traceback (most recent call last)", "\ntidemill.features.errors.")
+
+
+def last_cause(text: str) -> str:
+    """Return what was lost, from the text of a job's exception.
+
+    Args:
+        text: The stack traces of Java; the first line says that Flink restarts nothing.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    causes = [line.removeprefix(_CAUSE) for line in lines if line.startswith(_CAUSE)]
+    return (causes[-1] if causes else next(iter(lines), "no reason is known"))[:600]
 
 
 def worker_error(text: str) -> str | None:

@@ -12,9 +12,9 @@ import logging
 import shutil
 import socket
 import time
-import urllib.error
 import urllib.request
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -25,7 +25,7 @@ from tidemill.pipelines.servers.processes import RunningProcess
 from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.files.file_errors import named_for
 
-FAILED: Final = frozenset({"FAILED"})
+RUNNING: Final = "RUNNING"
 ENDED: Final = frozenset({"FAILED", "CANCELED", "FINISHED", "SUSPENDED"})
 """The states that a job does not leave."""
 
@@ -79,7 +79,7 @@ def why_failed(rest: str, job: Job) -> str:
 def cancel(rest: str, job: Job) -> None:
     """Ask a cluster to cancel a job; what it answers does not matter."""
     request = urllib.request.Request(f"{rest}/jobs/{job.id}?mode=cancel", method="PATCH")
-    with suppress(OSError, urllib.error.URLError):
+    with suppress(OSError, HTTPException):
         urllib.request.urlopen(request, timeout=_ANSWER_S).close()
 
 
@@ -138,14 +138,24 @@ def _cancel(attempt: Attempt) -> None:
         time.sleep(_LOOK_S)
 
 
+def workers_here(attempt: Attempt) -> tuple[list[RunningProcess], list[RunningProcess]]:
+    """Return the workers of an attempt on this machine: those that run, and those that ended."""
+    here = socket.gethostname()
+    found = [
+        RunningProcess(int(one["pid"]), str(one["started"]))
+        for one in attempt.workers()
+        if one["host"] == here
+    ]
+    alive = [worker for worker in found if worker.is_alive()]
+    return alive, [worker for worker in found if worker not in alive]
+
+
 def _kill(attempt: Attempt) -> None:
     deadline_s = time.monotonic() + _KILLED_S
-    here = socket.gethostname()
     while not attempt.close_if_unused():
         workers = attempt.workers()
-        for one in workers:
-            if one["host"] == here:
-                RunningProcess(int(one["pid"]), str(one["started"])).end(0.0)
+        for one in workers_here(attempt)[0]:
+            one.end(0.0)
         if time.monotonic() > deadline_s:
             said = ", ".join(f"process {one['pid']} on {one['host']}" for one in workers)
             raise ServerNotStopped(

@@ -110,7 +110,6 @@ class Attempt:
             EngineLost: The attempt is over.
         """
         try:
-            write_text(self.folder / f"worker-{os.getpid()}.json", json.dumps(process))
             file = self.workers_lock.open("rb", buffering=0)
         except OSError:
             raise self._over() from None
@@ -119,6 +118,8 @@ class Attempt:
         # Whoever ended the attempt may have had the lock in between, and has removed its file then.
         if not self.workers_lock.exists():
             raise self._over()
+        # Now that nobody removes the folder, which this would make again.
+        write_text(self.folder / f"worker-{os.getpid()}.json", json.dumps(process))
 
     def workers(self) -> list[dict[str, str | int]]:
         """Return what workers have said of their processes."""

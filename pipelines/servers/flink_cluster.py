@@ -26,10 +26,10 @@ import re
 import secrets
 import socket
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
 
@@ -368,7 +368,8 @@ def ask_rest(address: str, path: str) -> Any:
         Its answer, decoded; None without one.
     """
     with (
-        suppress(OSError, ValueError, urllib.error.URLError),
+        # A JobManager may be lost in the middle of its answer.
+        suppress(OSError, ValueError, HTTPException),
         urllib.request.urlopen(f"{address}{path}", timeout=_ANSWER_S) as answer,
     ):
         return json.load(answer)

@@ -63,7 +63,8 @@ class Restarts:
         if choice.flink is None:
             return
         check_cluster(choice.flink, PATIENCE_S if self.count else 0.0)
-        check_flags(choice.flink.job_server, choice.flink.flags)
+        if not self.count:  # they do not change
+            check_flags(choice.flink.job_server, choice.flink.flags)
 
     def begin(self, segment: int) -> None:
         """Note with which segment a job begins: one behind another savepoint has all attempts."""

@@ -29,6 +29,7 @@ ROOT: Final = "root"
 _KILLED_S: Final = 5.0
 _WAKES_S: Final = 60.0
 _FENCED: Final = "SupersededWriter"
+_RESTORING: Final = "_while_restoring"
 _LAST: Final = ("pause", "cut", "fill")
 
 
@@ -270,6 +271,34 @@ def pause_job_server(run: FaultRun, seconds: float) -> None:
     _pause([run.process(JOB_SERVER)], seconds)
 
 
+def kill_taskmanager_while_restoring(run: FaultRun, seconds: float) -> None:
+    """kill -9 of all workers, and of the TaskManager while the next job is on its way."""
+    _while_restoring(run, TASK_MANAGER, seconds)
+
+
+def kill_jobmanager_while_restoring(run: FaultRun, seconds: float) -> None:
+    """kill -9 of all workers, and of the JobManager while the next job is on its way."""
+    _while_restoring(run, JOB_MANAGER, seconds)
+
+
+def kill_worker_pool_while_restoring(run: FaultRun, seconds: float) -> None:
+    """kill -9 of all workers, and of the pool while the next job is on its way."""
+    _while_restoring(run, WORKER_POOL, seconds)
+
+
+def kill_job_server_while_restoring(run: FaultRun, seconds: float) -> None:
+    """kill -9 of all workers, and of the job server while it takes the next job."""
+    _while_restoring(run, JOB_SERVER, seconds)
+
+
+def _while_restoring(run: FaultRun, victim: str, seconds: float) -> None:
+    before = run.attempt()
+    _kill(run.workers())
+    run.wait(lambda: run.attempts()[-1:] not in ([], [before.folder]), 0.02)
+    time.sleep(seconds)
+    _kill([run.process(victim)])
+
+
 def _kill(victims: Sequence[RunningProcess]) -> None:
     for victim in victims:
         victim.end(0.0)
@@ -314,6 +343,14 @@ KINDS: Final[Mapping[str, Kind]] = {
     "pause_worker_pool": Kind(pause_worker_pool, _ON_FLINK, lasts=True),
     "kill_job_server": Kind(kill_job_server, _ON_FLINK),
     "pause_job_server": Kind(pause_job_server, _ON_FLINK, lasts=True),
+    "kill_taskmanager_while_restoring": Kind(
+        kill_taskmanager_while_restoring, _ON_FLINK, lasts=True
+    ),
+    "kill_jobmanager_while_restoring": Kind(kill_jobmanager_while_restoring, _ON_FLINK, lasts=True),
+    "kill_worker_pool_while_restoring": Kind(
+        kill_worker_pool_while_restoring, _ON_FLINK, lasts=True
+    ),
+    "kill_job_server_while_restoring": Kind(kill_job_server_while_restoring, _ON_FLINK, lasts=True),
 }
 
 
@@ -334,7 +371,7 @@ def random_faults(seed: int, names: Sequence[str], longest_s: float = 20.0) -> I
     chance = random.Random(seed)
     while True:
         kind = chance.choice(names)
-        is_killed = kind.startswith("kill")
+        is_killed = kind.startswith("kill") and not kind.endswith(_RESTORING)
         yield Fault(
             kind,
             chance.uniform(0.0, _KILLED_S) if is_killed else chance.uniform(0.5, longest_s),

@@ -342,15 +342,16 @@ class FaultRun:
 
     def attempt(self) -> Attempt:
         """Return the present job's attempt."""
-        return Attempt(self._attempts()[-1])
+        return Attempt(self.attempts()[-1])
 
     def is_in_another_job(self, before: Attempt) -> bool:
         """Tell whether another job has begun, with workers of its own."""
-        attempts = self._attempts()
+        attempts = self.attempts()
         is_new = bool(attempts) and attempts[-1] != before.folder
         return is_new and bool(Attempt(attempts[-1]).workers())
 
-    def _attempts(self) -> list[Path]:
+    def attempts(self) -> list[Path]:
+        """Return the folders of the attempts that were not ended, the last one last."""
         return sorted(self.project.folder.glob("run/generations/*/jobs/*/"))
 
     def wait_for_answers(self, more: int) -> None:
@@ -386,7 +387,9 @@ class FaultRun:
                 self._expected = ""
             else:
                 self._ended.append(said)
-                self.say(f"the stream has ended by itself, status {self._stream.returncode}")
+                self.say(
+                    f"the stream has ended by itself, status {self._stream.returncode}:\n{said}"
+                )
             self.start_stream()
 
 

@@ -256,16 +256,19 @@ def test_a_live_stream_goes_from_engine_to_engine_and_is_proven_whole(
     assert project.verify() == 4 * asked
 
 
-def test_kills_of_worker_program_and_taskmanager_lose_double_and_change_nothing(
+def test_what_is_lost_of_a_job_of_two_workers_loses_doubles_and_changes_nothing(
     up: TestCluster, tmp_path: Path
 ) -> None:
+    """`make faults ARGS="--engine flink --parallelism 2 --each"` does more of it."""
     said: list[str] = []
     up.supervise()  # once more: it runs already
-    with FaultRun(tmp_path, said.append, cluster=up).running() as run:
-        for kind in ("kill_joining_worker", "kill_program", "kill_taskmanager"):
+    with FaultRun(tmp_path, said.append, cluster=up, parallelism=2).running() as run:
+        for kind in ("kill_joining_worker", "kill_program", "kill_jobmanager"):
             run.suffer(Fault(kind), at_the_end=True)
+        run.suffer(Fault("outdate_worker_without_lock"))
         verdict = run.finish()
-    assert len(said) == 3, said
+    assert len(said) == 4, said
     assert verdict.ended_by_itself == ()
     assert (verdict.lost, verdict.doubled) == (0, 0)
     assert verdict.values == 4 * verdict.requests > 100
+    assert verdict.fenced == (True,)

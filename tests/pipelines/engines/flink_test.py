@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests.support.markdown import ROOT
@@ -19,19 +25,23 @@ from tidemill.features.errors import (
     UnknownEngine,
     WrongBeamFlag,
 )
-from tidemill.pipelines.engines import flink_jobs
+from tidemill.pipelines.engines import flink, flink_jobs
 from tidemill.pipelines.engines.choosing import Engine, EngineChoice, choose_engine
 from tidemill.pipelines.engines.failures import original
 from tidemill.pipelines.engines.flink import (
     FlinkPlace,
+    FlinkRun,
     check_cluster,
+    last_cause,
     read_flags,
     worker_error,
 )
+from tidemill.pipelines.engines.flink_result import job_server_answers
+from tidemill.pipelines.engines.worker_code import WorkerCode
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.servers.kafka_settings import HOST
 from tidemill.pipelines.servers.ports import ReservedPort
-from tidemill.pipelines.servers.processes import running_process
+from tidemill.pipelines.servers.processes import RunningProcess, running_process
 from tidemill.pipelines.stream_run.restarts import MOST, Restarts
 
 
@@ -147,8 +157,101 @@ def test_workers_that_a_killed_program_has_left_are_ended(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lost_process_is_no_error_of_a_worker() -> None:
-    assert worker_error("java.lang.Exception: TaskManager is no longer reachable\n\tat x") is None
+def test_a_job_server_that_is_not_there_is_lost_and_one_that_says_no_is_not() -> None:
+    with (
+        ReservedPort(HOST) as nobody,
+        grpc.insecure_channel(f"{HOST}:{nobody.port}") as channel,
+    ):
+        with pytest.raises(EngineLost, match="takes no connection"), job_server_answers():
+            grpc.channel_ready_future(channel).result(timeout=0.05)
+        with pytest.raises(EngineLost, match="job server was lost"), job_server_answers():
+            channel.unary_unary("/any/Call")(b"", timeout=5)
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port(f"{HOST}:0")
+    server.start()
+    try:
+        with grpc.insecure_channel(f"{HOST}:{port}") as channel:
+            call = channel.unary_unary("/any/Call")
+            with pytest.raises(grpc.RpcError), job_server_answers():
+                call(b"", timeout=5)  # it does not know this call
+    finally:
+        server.stop(0)
+
+
+LOST = """org.apache.flink.runtime.JobException: Recovery is suppressed by NoRestartBackoffTime
+\tat org.apache.flink.runtime.X(X.java:1)
+Caused by: org.apache.flink.runtime.jobmaster.JobMasterException: TaskManager with id tm is no \
+longer reachable.
+\tat org.apache.flink.runtime.Y(Y.java:2)
+"""
+
+
+def test_a_lost_process_is_no_error_of_a_worker_and_is_named() -> None:
+    assert worker_error(LOST) is None
+    assert last_cause(LOST).endswith(
+        "JobMasterException: TaskManager with id tm is no longer reachable."
+    )
+    assert last_cause("java.lang.Exception: gone\n\tat x") == "java.lang.Exception: gone"
+    assert last_cause("") == "no reason is known"
+
+
+class _JobManager(BaseHTTPRequestHandler):
+    """Says of every job that it runs."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        job = {"jid": "1", "name": "the-job", "state": "RUNNING"}
+        self.wfile.write(json.dumps({"jobs": [job]}).encode())
+
+    def log_message(self, format: str, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def job_manager() -> Iterator[str]:
+    server = ThreadingHTTPServer((HOST, 0), _JobManager)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"{HOST}:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_job_whose_worker_has_ended_is_lost_though_flink_calls_it_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_manager: str
+) -> None:
+    monkeypatch.setattr(flink, "_FAILS_S", 0.5)
+    attempt = Attempt.below(tmp_path)
+
+    def wait(looks: int) -> None:
+        counted = itertools.count()
+        job = FlinkRun(FlinkPlace(job_manager), WorkerCode("", "", "", attempt), "the-job")
+        job.wait(None, lambda: next(counted) >= looks)
+
+    def add(name: str, process: RunningProcess) -> None:
+        said = {"pid": process.pid, "started": process.started, "host": socket.gethostname()}
+        (attempt.folder / f"worker-{name}.json").write_text(json.dumps(said))
+
+    me = running_process(os.getpid())
+    assert me is not None
+    with attempt.submitted():
+        wait(40)
+        add("ended", RunningProcess(me.pid, "long ago"))
+        with pytest.raises(EngineLost, match=f"worker .* has ended .process {me.pid}.*RUNNING"):
+            wait(10**6)
+        add("in-its-place", me)
+        wait(40)
+
+
+def test_a_worker_that_comes_too_late_does_not_bring_its_attempt_back(tmp_path: Path) -> None:
+    attempt = Attempt.below(tmp_path)
+    with attempt.submitted():
+        flink_jobs.end_jobs(tmp_path)
+        with pytest.raises(EngineLost, match="is over"):
+            attempt.take_up_work({"pid": 1, "started": "", "host": ""})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_jobs_may_be_lost_again_and_again_as_long_as_savepoints_count() -> None:
