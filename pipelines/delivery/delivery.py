@@ -63,7 +63,7 @@ class Delivery:
     figures: Mapping[str, Any] = field(default_factory=dict)
     _noted: dict[int, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     _outboxes: dict[str, Outbox] = field(default_factory=dict)
-    _takers: list[LeftOutputs] = field(default_factory=list)
+    _takers: dict[str, LeftOutputs] = field(default_factory=dict)
 
     @staticmethod
     def fence(
@@ -164,8 +164,9 @@ class Delivery:
         if attempt is None:
             return Deliver(self.run, name, write)
         left = attempt.outputs(name)
-        taker = LeftOutputs(left, write.folder, self._outboxes[name])
-        self._takers.append(taker)
+        # Several steps may write to one topic: what they leave is taken once.
+        if name not in self._takers:
+            self._takers[name] = LeftOutputs(left, write.folder, self._outboxes[name])
         return replace(write, folder=left)
 
     def check(self) -> None:
@@ -174,7 +175,7 @@ class Delivery:
         Raises:
             BrokerError, FileError: The reason.
         """
-        for taker in self._takers:
+        for taker in list(self._takers.values()):  # another thread may be making steps
             taker.check()
         for outbox in self._outboxes.values():
             outbox.check()
@@ -185,7 +186,7 @@ class Delivery:
         try:
             yield
         finally:
-            for taker in self._takers:
+            for taker in self._takers.values():
                 taker.close()
 
     def take_left(self) -> None:
@@ -194,7 +195,7 @@ class Delivery:
         Raises:
             BrokerError, FileError: What was handed over before could not be written.
         """
-        for taker in self._takers:
+        for taker in self._takers.values():
             taker.finish()
 
     def flush(self) -> None:
@@ -222,7 +223,7 @@ class Delivery:
             return sink.ended(segment, noted.get(name, sink.savepoints[segment - 1])).goes_on()
 
         self._change(kept)
-        for taker in self._takers:
+        for taker in self._takers.values():
             taker.forget(segment)
 
     def _change(self, change: Callable[[str, Delivered], Delivered]) -> DeliveryRecord | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,9 +12,14 @@ import pyarrow as pa
 import pytest
 
 from tidemill.features.errors import BrokerError
+from tidemill.pipelines.config.sink_section import REJECTED
+from tidemill.pipelines.delivery.delivery import Delivery
 from tidemill.pipelines.delivery.left_outputs import LeftOutputs
 from tidemill.pipelines.delivery.outbox import Handed, Outbox
+from tidemill.pipelines.delivery.topic_sink import TopicSink
+from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.output_parts import Output, PartWriter
+from tidemill.pipelines.io.write_outputs import WriteOutputs
 
 
 class Box:
@@ -103,3 +109,22 @@ def test_why_nothing_is_taken_any_more_is_raised(tmp_path: Path, box: Box) -> No
     until(failed)
     with pytest.raises(BrokerError, match="the topic is gone"):
         left.finish()
+
+
+def test_what_several_steps_leave_for_one_topic_is_taken_once(tmp_path: Path, box: Box) -> None:
+    """Else one would remove a part that counts while another one reads it."""
+    stream, attempt = tmp_path / "stream", Attempt(tmp_path / "jobs" / "1")
+    delivery = Delivery(
+        "run", "stream", stream, 1, {REJECTED: cast(TopicSink, None)}, "writer", ExitStack()
+    )
+    delivery._outboxes[REJECTED] = cast(Outbox, box)
+    write = WriteOutputs(stream / "rejected", ("n",), 1)
+    with delivery.taking():
+        steps = [delivery.step(REJECTED, write, attempt) for _ in range(3)]
+        for number, step in enumerate(steps):
+            assert isinstance(step, WriteOutputs)
+            PartWriter(step.folder).append(1, [output(number)])
+        until(lambda: len(box.handed) >= 3)
+        delivery.take_left()
+    assert sorted(name for _, _, name, _ in box.handed) == ["o-0", "o-1", "o-2"]
+    assert {folder for folder, _, _, _ in box.handed} == {stream / "rejected"}
