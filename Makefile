@@ -8,6 +8,7 @@
 #   make beam-before  an earlier Beam, with which jobs are translated to the same steps
 #   make docs    the pages made from the code
 #   make faults soak  kill and pause a live stream's stream, broker and Redis at random, for minutes
+#                 (ARGS="--engine flink --parallelism 2": the processes of a Flink cluster, too)
 #   make coverage   make test, and the lines that the tests reach
 #   make clean   remove what these leave, but not .venv and .tidemill, which take minutes
 #
@@ -77,7 +78,7 @@ bench: venv prism
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # At random, by a seed that is printed. A test of five such faults is part of `make test`.
-faults: venv kafka
+faults: venv kafka flink
 	$(BIN)/python -m benchmarks.faults $(ARGS)
 
 # An hour, by default.

@@ -51,7 +51,7 @@ _RESTORED: Final = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the faults, and print what came of them."""
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     print(f"seed {given.seed}", flush=True)
     began = time.monotonic()
     with ExitStack() as ended:
@@ -73,51 +73,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         names = _names(given, run)
         suffered: list[Recovery] = []
+        loads = [os.getloadavg()[0]]
         with run.running():
             for fault in _faults(given, names, run):
                 if given.minutes and time.monotonic() - began > given.minutes * 60:
                     print(f"{given.minutes:g} minutes are over", flush=True)
                     break
                 suffered.append(run.suffer(fault, at_the_end=bool(given.restores)))
+                loads.append(os.getloadavg()[0])
             minutes = (time.monotonic() - began) / 60
             verdict = run.finish()
     print(table(suffered))
     print(said(verdict, len(suffered), minutes, given.seed))
+    print(f"load average (one minute): {min(loads):.0f} to {max(loads):.0f}")
     if given.results is not None:
-        _write(given, suffered, verdict, minutes)
+        write(given, suffered, verdict, minutes, loads)
     return int(is_bad(verdict))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    found = argparse.ArgumentParser(
         prog="python -m benchmarks.faults",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--engine", default="fnapi", choices=("fnapi", "flink"))
-    parser.add_argument("--parallelism", type=int, default=1, help="how many workers (flink)")
-    parser.add_argument("--count", type=int, default=30, help="how many faults at random")
-    parser.add_argument("--each", action="store_true", help="each kind once, in turn, instead")
-    parser.add_argument(
+    found.add_argument("--engine", default="fnapi", choices=("fnapi", "flink"))
+    found.add_argument("--parallelism", type=int, default=1, help="how many workers (flink)")
+    found.add_argument("--count", type=int, default=30, help="how many faults at random")
+    found.add_argument("--each", action="store_true", help="each kind once, in turn, instead")
+    found.add_argument(
         "--restores",
         type=int,
         default=0,
         help="so many kills in turn instead, each with nothing sent until all is answered",
     )
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), help="only these")
-    parser.add_argument(
+    found.add_argument("--kinds", nargs="+", choices=list(KINDS), help="only these")
+    found.add_argument(
         "--minutes", type=float, default=0.0, help="after which no fault begins; 0: none"
     )
-    parser.add_argument("--longest", type=float, default=20.0, help="seconds of the longest pause")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--rate", type=float, default=RATE, help="messages a second")
-    parser.add_argument("--asked", type=float, default=ASKED, help="the share of requests in them")
-    parser.add_argument("--savepoint-every", default="5s")
-    parser.add_argument(
+    found.add_argument("--longest", type=float, default=20.0, help="seconds of the longest pause")
+    found.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    found.add_argument("--rate", type=float, default=RATE, help="messages a second")
+    found.add_argument("--asked", type=float, default=ASKED, help="the share of requests in them")
+    found.add_argument("--savepoint-every", default="5s")
+    found.add_argument(
         "--predictions", type=int, default=0, help="faults go on until so many are asked for"
     )
-    parser.add_argument("--results", type=Path, help="folder in which to write the figures")
-    return parser
+    found.add_argument("--results", type=Path, help="folder in which to write the figures")
+    return found
 
 
 @contextmanager
@@ -220,7 +224,24 @@ def is_bad(verdict: Verdict) -> bool:
     )
 
 
-def _write(given: Any, suffered: Sequence[Recovery], verdict: Verdict, minutes: float) -> None:
+def _told(given: Any) -> Iterator[str]:
+    """Yield the arguments that are not the default ones, and the seed."""
+    default = vars(parser().parse_args([]))
+    for key, value in vars(given).items():
+        if key == "results" or (value == default[key] and key != "seed"):
+            continue
+        yield f"--{key.replace('_', '-')}"
+        if value is not True:
+            yield " ".join(value) if isinstance(value, list) else str(value)
+
+
+def write(
+    given: Any,
+    suffered: Sequence[Recovery],
+    verdict: Verdict,
+    minutes: float,
+    loads: Sequence[float],
+) -> None:
     """Write the figures beside those of other ways to run the faults of this engine."""
     how = "at random"
     if given.each or given.restores:
@@ -235,6 +256,7 @@ def _write(given: Any, suffered: Sequence[Recovery], verdict: Verdict, minutes: 
         Figure(f"{part}: values compared, all equal", verdict.values, "values"),
         Figure(f"{part}: faults", len(suffered), "faults", note=f"seed {given.seed}"),
         Figure(f"{part}: minutes", minutes, "minutes"),
+        spread(f"{part}: load average", loads, "processes", "of one minute"),
         Figure(f"{part}: ended by itself", len(verdict.ended_by_itself), "times"),
     ]
     if verdict.fenced:
@@ -244,7 +266,7 @@ def _write(given: Any, suffered: Sequence[Recovery], verdict: Verdict, minutes: 
         note = f"{len(took)} times; the median"
         figures.append(spread(f"{part}: {kind.replace('_', ' ')}", took, "s", note))
     name = f"{given.engine}_{_NAME}"
-    command = f"python -m benchmarks.faults {' '.join(sys.argv[1:])}".rstrip()
+    command = " ".join(["python -m benchmarks.faults", *_told(given)])
     path, before, commands = given.results / f"{name}.json", [], {}
     if path.exists():
         found = json.loads(path.read_text())
