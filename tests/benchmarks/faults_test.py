@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from benchmarks.faults import is_bad, parser, said, table, write
@@ -18,9 +19,9 @@ GOOD = Verdict(120, 30, 1, 0, 0, (), (), (True,))
 
 
 def test_a_table_has_a_line_for_each_kind() -> None:
-    assert [line.split("  ") for line in table(SUFFERED).splitlines()][1:] == [
-        ["kill broker", "    2", "1.0 to 1.5", "      2.0 to 2.5", "   3.0 to 3.5"],
-        ["pause store", "    1", "       2.0", "             4.0", "          5.0"],
+    assert [re.split(r"\s{2,}", line) for line in table(SUFFERED).splitlines()[1:]] == [
+        ["kill broker", "2", "1.0 to 1.5", "2.0 to 2.5", "3.0 to 3.5"],
+        ["pause store", "1", "2.0", "4.0", "5.0"],
     ]
 
 
