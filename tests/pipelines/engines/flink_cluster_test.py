@@ -100,17 +100,17 @@ def test_a_supervisor_starts_again_by_itself_whatever_is_killed(up: TestCluster)
     for name in (JOB_MANAGER, TASK_MANAGER, JOB_SERVER, WORKER_POOL):
         up.kill(name)
 
-    def is_back() -> bool:
-        now = {name: up.process(name) for name in before}
-        return all(now[name] not in (None, before[name]) for name in before)
+    def are_back() -> bool:
+        now, said = {name: up.process(name) for name in before}, up.log(Supervisor)
+        return all(
+            now[name] not in (None, before[name]) and f"{name} was started again in " in said
+            for name in before
+        )
 
     deadline = time.monotonic() + 180
-    while not is_back():
+    while not are_back():
         assert time.monotonic() < deadline, up.log(Supervisor)
         time.sleep(0.1)
-    said = up.log(Supervisor)
-    for name in before:
-        assert f"{name} was started again in " in said
 
 
 def test_a_flag_that_nobody_knows_is_refused_with_the_nearest_one(up: TestCluster) -> None:
