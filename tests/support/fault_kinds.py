@@ -205,9 +205,9 @@ def outdate_worker_without_lock(run: FaultRun, _: float) -> None:
     The token of the store must refuse it: then the error stands in the workers' log.
     """
     attempt, alone = run.attempt(), run.process(TASK_MANAGER)
-    victims = run.publishing_workers()
     run.store.freeze()
-    time.sleep(1.0)  # their writes wait for an answer
+    run.wait(lambda: bool(run.workers_in_write()), 0.05)
+    victims = run.workers_in_write()
     for one in (*victims, alone):
         assert one.send(signal.SIGSTOP)
     run.store.kill()

