@@ -174,7 +174,7 @@ class FaultRun:
         sqlite = "{type: sqlite, path: online.db}"
         assert sqlite in path.read_text()
         place = f"host: {self.store.host}, port: {self.store.port}"
-        store = f"{{type: redis, {place}, give_up_after: 2m}}"
+        store = f"{{type: redis, {place}, give_up_after: 10m}}"
         path.write_text(path.read_text().replace(sqlite, store))
         return project
 
