@@ -492,7 +492,7 @@ def test_memory_that_has_run_out_is_explained(
 ALONE = """
 import sys, time, types
 scaffold = types.ModuleType("tidemill.pipelines.commands.scaffold")
-def write_project(name, parent, bootstrap):
+def write_project(name, parent, *given, **named):
     print("it runs", flush=True)
     time.sleep({seconds})
     return parent / name
