@@ -49,7 +49,7 @@ def test_no_other_package_exports_a_name() -> None:
 
 def test_pipelines_offers_its_commands() -> None:
     assert " ".join(COMMANDS) == (
-        "demo init validate backfill train stream status republish verify report features "
+        "demo init validate backfill train stream upgrade status republish verify report features "
         "explain lineage apply clean-store merge-log archive export-archive replay-rejected "
         "forget up down"
     )

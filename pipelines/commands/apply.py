@@ -11,6 +11,7 @@ import click
 from tidemill.pipelines.commands import options, stages
 
 if TYPE_CHECKING:
+    from tidemill.pipelines.config.configuration import Configuration
     from tidemill.serving.stores.online_places import Clock
 
 _CLOCKS: Final = ("replay", "wall")
@@ -57,6 +58,7 @@ def apply(
     from tidemill.serving.registry.registration import plan_project
 
     project, places = config.project, config.places
+    _show_upgrade(config)
     preview = plan_project(project, places)
     print_tables(apply_plan.plan_tables(preview), sys.stdout)
     click.echo("\n".join(apply_plan.plan_verdict(preview)))
@@ -73,3 +75,31 @@ def apply(
     click.echo("\n".join(["done:", *(f"  {line}" for line in done)]))
     for line in apply_plan.next_steps(preview.plan, promoted=promote):
         click.echo(f"next: {line}")
+
+
+def _show_upgrade(config: Configuration) -> None:
+    """Show what an upgrade of the stream would do, if one has begun with other definitions."""
+    from tidemill.features.errors import StateMismatch
+    from tidemill.pipelines.commands import upgrade_plan
+    from tidemill.pipelines.recovery.handoff import StreamRun
+    from tidemill.pipelines.run.run_record import for_existing_run
+    from tidemill.pipelines.run.tables import print_tables
+    from tidemill.pipelines.upgrade.plan import plan_upgrade
+    from tidemill.serving.generations.current import find_current
+
+    if (current := find_current(config.root)) is None:
+        return
+    run = StreamRun.read(current.stream_folder)
+    now = {view.name: view.hash for view in config.project.views}
+    if run is None or run.ended or (run.views, run.shards) == (now, config.shards):
+        return
+    try:
+        plan = plan_upgrade(for_existing_run(config).pin())
+    except StateMismatch as error:
+        click.echo(f"the stream cannot be upgraded: {error}\n")
+        return
+    if plan is None:
+        return
+    print_tables(upgrade_plan.upgrade_tables(plan), sys.stdout)
+    click.echo("\n".join(upgrade_plan.upgrade_verdict(plan)))
+    click.echo("")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tidemill.pipelines.commands import options, stages
 from tidemill.pipelines.config.choices import MODES
+
+if TYPE_CHECKING:
+    from tidemill.pipelines.config.configuration import Configuration
+    from tidemill.pipelines.run.progress import Progress
 
 
 @click.command(short_help="Run the stream: features, online store, predictions.")
@@ -25,6 +30,13 @@ from tidemill.pipelines.config.choices import MODES
     "2026-02-20T00:00:00Z.",
 )
 @click.option("--resume", is_flag=True, help="Resume from the last savepoint, also after a crash.")
+@click.option(
+    "--upgrade",
+    "upgrades",
+    is_flag=True,
+    help="Go on with the project as it is now, as `tidemill upgrade` and then --resume: the stream "
+    "that runs is stopped as late as possible.",
+)
 @click.option(
     "--take-over",
     is_flag=True,
@@ -52,6 +64,7 @@ def stream(
     mode: str | None,
     until: str | None,
     resume: bool,
+    upgrades: bool,
     take_over: bool,
     accept_lost: tuple[str, ...],
     wait: bool,
@@ -81,6 +94,8 @@ def stream(
     from tidemill.pipelines.stream_run import stream as stage
 
     progress = stages.progress(quiet)
+    if upgrades:
+        _upgrade(config, progress, wait=wait)
     stages.run_stage(
         "stream",
         config.root,
@@ -91,13 +106,22 @@ def stream(
             engine=engine,
             mode=mode,
             until_us=until_us,
-            resume=resume,
+            resume=resume or upgrades,
             take_over=take_over,
             wait=wait,
             accept_lost=accept_lost,
             beam_flags=beam_flags,
         ),
     )
+
+
+def _upgrade(config: Configuration, progress: Progress, *, wait: bool) -> None:
+    from tidemill.pipelines.commands import upgrade_plan
+    from tidemill.pipelines.upgrade.upgrade import upgrade
+
+    stages.run_stage("upgrade", config.root, lambda: upgrade(config, progress, wait=wait))
+    for line in upgrade_plan.promote(config):
+        click.echo(f"done: {line}")
 
 
 def _check_accepted(options: tuple[str, ...]) -> None:

@@ -30,6 +30,7 @@ from tidemill.pipelines.forget.rebuild_build import is_of, renewed
 from tidemill.pipelines.forget.rejected import remove_of_stream
 from tidemill.pipelines.forget.rewrite_logs import Blanked
 from tidemill.pipelines.forget.rewrite_outputs import replaced, rewrite_outputs, without
+from tidemill.pipelines.forget.rewrite_upgrade import renewed_cuts, rewrite_upgrade
 from tidemill.pipelines.forget.subject import Subject
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.recovery.handoff import (
@@ -44,6 +45,7 @@ from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.release_log import place_of, read_releases
 from tidemill.pipelines.recovery.repeat import Repeat
 from tidemill.pipelines.recovery.savepoints import Savepoint
+from tidemill.pipelines.recovery.stream_beginning import repeat_stream
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import Mode
@@ -150,6 +152,8 @@ class StreamRewriter:
             {partition: set(found.tolist()) for partition, found in asked.items()},
         )
         if self._blanked.rows:
+            if (run := StreamRun.read(self._folder)) is not None:
+                rewrite_upgrade(self._config, run, self._renewed)
             for name in (paths.STREAM_RUN, paths.STREAM_BEGINS):
                 self._renew_run(name)
             if (run := StreamRun.read(self._folder)) is not None:
@@ -190,6 +194,7 @@ class StreamRewriter:
             digests = cut_digests(stream_log(self._config.current), run.positions)
             self._renewed.update(renewed(run.digests, digests))
             began = self._renewed.get(run.began, run.began)
+            run = renewed_cuts(run, self._renewed)
             dataclasses.replace(run, began=began, digests=digests).write(self._folder, name)
 
     def _rebuild(self, run: StreamRun) -> None:
@@ -211,8 +216,10 @@ class StreamRewriter:
         if not until:
             return
         changed: dict[tuple[str, int, int], str] = {}
-        repeat = Repeat.from_log(self._config, run)
+        repeat, _ = repeat_stream(self._config, run)
         at = 0 if handoff is None else handoff.polls
+        if handoff is not None and stops is not None and at == run.polls:
+            self._replace_states(stops, handoff, repeat)
         for part in repeat.polls(until, {at}):
             for operator, release in part.releases:
                 self._count_anew(operator, release, found, changed)

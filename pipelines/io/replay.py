@@ -75,6 +75,8 @@ class ReplayOptions:
         cuts: Further places where a poll ends: those that an earlier run has recorded. Cuts outside
             the replay are ignored.
         attempt: The job's attempt, if the source is to stay when it has sent all; else it stops.
+        order: The sources in the order in which rows received at the same microsecond are read;
+            empty for that of the project, which another version of it may have changed.
     """
 
     root: Path
@@ -87,6 +89,7 @@ class ReplayOptions:
     requests_first: bool = False
     cuts: tuple[Cut, ...] = ()
     attempt: Attempt | None = None
+    order: tuple[str, ...] = ()
 
 
 class ReplayLog:
@@ -102,6 +105,8 @@ class ReplayLog:
         start: list[int] = []
         stop: list[int] = []
         definitions: list[EventStream | Request] = [*project.streams, project.request]
+        if options.order:
+            definitions.sort(key=lambda definition: options.order.index(definition.name))
         for definition in definitions:
             for partition in range(log.partitions(definition.name)):
                 table = log.read(definition.name, partition)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,13 +38,16 @@ class Beginning(NamedTuple):
     operators: Iterator[ShardOperator]
 
 
-def find_beginning(config: Configuration, build: Path, as_of_us: int) -> Beginning:
+def find_beginning(
+    config: Configuration, build: Path, as_of_us: int, views: Collection[str] | None = None
+) -> Beginning:
     """Make the operators of all rows that were received before an instant.
 
     Args:
         config: The configuration.
         build: The folder with the log.
         as_of_us: The instant.
+        views: The views whose operators are made; None for all.
     """
     project, log = config.project, Log(build)
     partitions = source_partitions(log, project)
@@ -58,7 +61,7 @@ def find_beginning(config: Configuration, build: Path, as_of_us: int) -> Beginni
     def operators() -> Iterator[ShardOperator]:
         plans = {view.name: make_plan(view) for view in project.views}
         poll = Poll(1, 0, tuple(parts))
-        for view, shard, data in shard_poll(project, plans, config.shards, poll):
+        for view, shard, data in shard_poll(project, plans, config.shards, poll, views):
             key = operator_key(project, view, shard, config.shards)
             operator = make_operator(project, key, options)
             operator.receive(without_requests(decode_batches(data, operator.event_schema)))

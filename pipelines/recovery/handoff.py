@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from tidemill.features.definitions import Project, Request
 from tidemill.features.definitions.canonical import spec_hash
@@ -91,6 +91,12 @@ _HANDOFF: Final = RecordFormat(
     remedy="run `tidemill backfill` again, and the stream from its beginning",
 )
 
+
+UPGRADE: Final = (
+    "run the version of the project that the stream was begun with or upgraded to, or `tidemill "
+    "upgrade` to go on with this one"
+)
+"""What to do about a stream of another version of the project."""
 
 START_OVER: Final = (
     "restore the folder from a copy, or run `tidemill stream` without --resume to start over"
@@ -186,17 +192,30 @@ def check_handoff(folder: Path, handoff: Handoff, project: Project, shards: int)
     Raises:
         StateMismatch: They are not; the message says what was found and expected.
     """
+    is_stream = _of_savepoint(folder)
+    remedy = UPGRADE if is_stream else "run `tidemill backfill` again"
     for view in project.views:
         made_for = handoff.views.get(view.name)
+        if made_for is None and is_stream:
+            raise StateMismatch(
+                f"view {view.name!r} is not in the stream of {folder.parent.parent}, which has "
+                f"{', '.join(sorted(handoff.views))}; {remedy}"
+            )
         if made_for != view.hash:
             raise StateMismatch(
                 f"view {view.name!r}: the handed-over state was made for definition {made_for}, "
-                f"this is {view.hash}; run `tidemill backfill` again"
+                f"this is {view.hash}; {remedy}"
             )
+    others = sorted(handoff.views.keys() - {view.name for view in project.views})
+    if others and is_stream:
+        raise StateMismatch(
+            f"view {others[0]!r} is in the stream of {folder.parent.parent}, and no longer in the "
+            f"project; {remedy}"
+        )
     if handoff.shards != shards:
         raise StateMismatch(
             f"the handed-over state has {handoff.shards} shards, the configuration says "
-            f"{shards}; run `tidemill backfill` again"
+            f"{shards}; {remedy}"
         )
     rebuild = f"restore the folder, or {_HANDOFF.remedy}"
     for path, what in changed_files(folder, handoff):
@@ -264,6 +283,11 @@ class StreamRun:
         apart: Whether its requests are answered each when it can be
             (`pipelines.stream.answer_join`). A stream of a version that answered all requests of a
             poll together goes on so: what was scored together is a part of the proof.
+        polls: The number of the last poll that the states it began with contain.
+        upgraded_from: The number of the stream that it goes on with, for another version of the
+            project (`pipelines.recovery.upgrade_record`); None if it began with a build's states.
+        fill_cuts: View to the cut that its rows in the online store were begun with, where that is
+            not the one of `positions`; None if there is none.
     """
 
     began: str
@@ -284,6 +308,9 @@ class StreamRun:
     joiners: int = 1
     request: str | None = None
     apart: bool = True
+    polls: int = 0
+    upgraded_from: int | None = None
+    fill_cuts: Mapping[str, str] | None = None
 
     @staticmethod
     def beginning(
@@ -341,17 +368,21 @@ class StreamRun:
         return StreamRun(**read_record_of(path, _STREAM)) if path.exists() else None
 
 
+_NOT_UPGRADED: Final[Mapping[str, Any]] = {"polls": 0, "upgraded_from": None, "fill_cuts": None}
+
 _STREAM: Final = RecordFormat(
     name="tidemill-stream",
-    version=8,
+    version=9,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
     older={
-        7: {"apart": False},
-        6: {"apart": False, "request": None},
-        5: {"apart": False, "joiners": 1, "request": None},
-        4: {"apart": False, "scored": True, "joiners": 1, "request": None},
+        8: _NOT_UPGRADED,
+        7: {**_NOT_UPGRADED, "apart": False},
+        6: {**_NOT_UPGRADED, "apart": False, "request": None},
+        5: {**_NOT_UPGRADED, "apart": False, "joiners": 1, "request": None},
+        4: {**_NOT_UPGRADED, "apart": False, "scored": True, "joiners": 1, "request": None},
         3: {
+            **_NOT_UPGRADED,
             **dict.fromkeys(("until_us", "eager_order", "views", "shards", "request")),
             "apart": False,
             "clock": "replay",

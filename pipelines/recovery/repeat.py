@@ -19,7 +19,6 @@ from tidemill.pipelines.ingest.validate import validated_poll
 from tidemill.pipelines.io.live.live_polls import LivePolls
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog
-from tidemill.pipelines.recovery.beginning import find_beginning
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
 from tidemill.pipelines.recovery.stream_polls import stream_polls
@@ -31,7 +30,7 @@ from tidemill.pipelines.stream.operator_key import Mode, OperatorKey
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches, without_requests
 from tidemill.pipelines.stream.shard import request_parts, shard_poll
-from tidemill.pipelines.stream.state_files import handed_over, start_from
+from tidemill.pipelines.stream.state_files import start_from
 
 TOGETHER_ROWS = 65_536
 """About how many rows of the log are passed to the operators at once."""
@@ -119,13 +118,6 @@ class Repeat:
         self._replay = stream_polls(config, run, as_of_us=as_of_us, last_poll=last_poll)
         self.rows = self._replay.rows
 
-    @staticmethod
-    def from_log(config: Configuration, run: StreamRun) -> Repeat:
-        """Begin with states that are made anew from the log."""
-        begin = find_beginning(config, config.current.build_folder, run.as_of_us)
-        states = {(one.key.view, one.key.shard): handed_over(one) for one in begin.operators}
-        return Repeat(config, run, states, as_of_us=run.as_of_us)
-
     @property
     def last_poll(self) -> int:
         """The number of the poll at the stream's end, which has no rows; a live one has no end."""
@@ -150,6 +142,7 @@ class Repeat:
         """
         until = min(until, self.last_poll)
         plans = {view.name: make_plan(view) for view in self._project.views}
+        wanted = {view for view, _ in self.operators}
         batches: dict[tuple[str, int], list[SequencedBatch]] = {at: [] for at in self.operators}
         parts: list[Part] = []
         rejected: list[pa.RecordBatch] = []
@@ -162,7 +155,7 @@ class Repeat:
                 rejected += self._replay.rejected(poll.number)
             if self._answers:
                 parts += request_parts(self._project, valid)
-            for index, shard, data in shard_poll(self._project, plans, self._shards, valid):
+            for index, shard, data in shard_poll(self._project, plans, self._shards, valid, wanted):
                 place = self._project.views[index].name, shard
                 if place in self.operators:
                     of_poll = decode_batches(data, self.operators[place].event_schema)

@@ -174,7 +174,7 @@ def next_start(config: Configuration, mode: str | None) -> Start:
     check_savepoint_is_there(current.stream_folder, run, folder, handoff)
     if handoff.kind == "backfill" and handoff.id != run.began:
         raise _replaced(root)
-    if run.as_of_us != config.splits.evaluate_until_us:
+    if run.upgraded_from is None and run.as_of_us != config.splits.evaluate_until_us:
         raise StateMismatch(
             f"the stream in {root} began at another instant than splits.evaluate_until; set it "
             "back, or run `tidemill stream` without --resume"
@@ -196,7 +196,7 @@ def _check_joiners(run: StreamRun, config: Configuration) -> None:
         raise StateMismatch(
             f"the stream was begun with {run.joiners} joiners, and its states are those of so "
             f"many; the configuration says {config.stream.joiners}: set stream.joiners to "
-            f"{run.joiners}, or run `tidemill stream` without --resume to start over"
+            f"{run.joiners}, or run `tidemill upgrade` to change their number"
         )
 
 
@@ -234,7 +234,7 @@ def with_scores(start: Start, *, is_scored: bool) -> Start:
         begun, now = ("with", "none") if start.run.scored else ("without", "one")
         raise StateMismatch(
             f"the stream in {start.current.root} was begun {begun} a model, and the project has "
-            f"{now} now; run `tidemill stream` without --resume to start over"
+            f"{now} now; run `tidemill upgrade` to go on with this version of the project"
         )
     return start
 

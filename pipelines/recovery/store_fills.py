@@ -301,7 +301,13 @@ def _candidates(config: Configuration, database: OnlineDatabase, view: str) -> l
 
 
 def cuts_of(view: FeatureView, handoff: Handoff | StreamRun) -> str:
-    """Return the cut that a view's rows are made from; only its own stream matters."""
+    """Return the cut that a view's rows are made from; only its own stream matters.
+
+    Those of a view that a stream has taken over from another version of the project are made from
+    the cut that the stream before began with.
+    """
+    if isinstance(handoff, StreamRun) and view.name in (handoff.fill_cuts or {}):
+        return (handoff.fill_cuts or {})[view.name]
     source = view.stream.name
     return json.dumps(
         {"positions": {source: handoff.positions[source]}, "digest": handoff.digests[source]},

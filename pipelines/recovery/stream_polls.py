@@ -50,5 +50,6 @@ def stream_polls(
             polls=last_poll,
             requests_first=Mode(run.mode) is Mode.EAGER,
             cuts=tuple(FileCutLog(current.stream_folder / paths.CUTS).recorded()),
+            order=tuple(run.positions),
         ),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -73,7 +73,11 @@ def is_batches(element: tuple[str, bytes]) -> bool:
 
 
 def shard_poll(
-    project: Project, plans: dict[str, Plan], shards: int, poll: Poll
+    project: Project,
+    plans: dict[str, Plan],
+    shards: int,
+    poll: Poll,
+    only: Collection[str] | None = None,
 ) -> Iterator[tuple[int, int, bytes]]:
     """Turn a poll into one element for each (view, shard).
 
@@ -85,6 +89,7 @@ def shard_poll(
         plans: The plan of each view, by name.
         shards: How many shards each view has.
         poll: The poll.
+        only: The views that are wanted; None for all.
 
     Yields:
         The view's index in the project, the shard, and its encoded sequenced batches.
@@ -94,6 +99,8 @@ def shard_poll(
         for name in dict.fromkeys(part.source for part in poll.parts)
     }
     for index, view in enumerate(project.views):
+        if only is not None and view.name not in only:
+            continue
         read = (view.stream.name, project.request.name)
         split = {
             name: source.split(project, view, plans[view.name], shards)

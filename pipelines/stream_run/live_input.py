@@ -75,7 +75,11 @@ from tidemill.pipelines.stream.rejected_by_stream import PLACE
 from tidemill.pipelines.stream_run.restarts import Stop
 from tidemill.pipelines.telemetry.polls_taken import PollsTaken
 from tidemill.pipelines.telemetry.reader_figures import ReaderFigures
-from tidemill.pipelines.telemetry.running import figures_place, stream_drains
+from tidemill.pipelines.telemetry.running import (
+    figures_place,
+    stream_drains,
+    stream_is_ready,
+)
 
 STOP: Final = "stop.json"
 """The file of a stream's folder that names the poll after which it stops."""
@@ -489,9 +493,12 @@ class LiveInput:
             keep_s = time.monotonic()
         until_us = TIME_MAX if self.until_us is None else self.until_us
         begin = self.begins.start.number
-        report = self._report(reader)
+        report, is_ready = self._report(reader), False
         while not (self.stop.is_set() or ended.is_set()) and wall_clock_us() < until_us:
             number = reader.number - self.begins.before + begin
+            if not is_ready and self._taken() > begin:
+                is_ready = True
+                stream_is_ready()
             if number - max(self._taken(), begin) >= _MOST_UNREAD:
                 ended.wait(0.002)
                 continue

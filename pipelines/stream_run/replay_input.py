@@ -67,6 +67,7 @@ class ReplayInput:
             polls=start.handoff.polls,
             requests_first=Mode(start.run.mode) is Mode.EAGER,
             cuts=recorded_cuts(stream) if start.resumes else (),
+            order=tuple(start.run.positions),
         )
         return ReplayInput(config.project, options, stream, start.segment)
 

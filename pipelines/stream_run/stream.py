@@ -56,6 +56,7 @@ from tidemill.pipelines.recovery.resume import (
     with_scores,
 )
 from tidemill.pipelines.recovery.resume import by_source as ends_of
+from tidemill.pipelines.recovery.stream_beginning import carried_joiners
 from tidemill.pipelines.run.draining import draining
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.featurize import forget_run
@@ -247,6 +248,8 @@ def _stream(
     span_of = start.run.positions[asked], ends_of(replayed, replayed.stop)[asked]
     blank = BlankRequests.read(root, start.current, project)
     requests = by_source.pop(asked) - blank.between(*span_of)
+    if start.run.upgraded_from is not None:
+        requests += carried_joiners(config, start.run).requests_pending
     folder = savepoint_folder(stream_folder, entrance.last_segment)
     shards = len(project.views) * config.shards
     recent = max(entrance.last_segment - _RECENT, 0) if config.is_live else 0

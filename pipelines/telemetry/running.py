@@ -144,6 +144,12 @@ def segment_begins(stream: int, segment: int, mode: str) -> None:
         log_event(_log, "segment", message, stream=stream, segment=segment, mode=mode)
 
 
+def stream_is_ready() -> None:
+    """Note that the operators of the stream that runs in this process have taken a first poll."""
+    if (now := running()) is not None and now.record.ready_us is None:
+        now.change(ready_us=time.time_ns() // 1_000)
+
+
 def savepoint_kept(segment: int, as_of_us: int) -> None:
     """Note that the stream that runs in this process has kept a savepoint.
 

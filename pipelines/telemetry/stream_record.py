@@ -39,6 +39,8 @@ class StreamRecord:
         listen: Where it serves ``/metrics``; None if it does not.
         ended_us: When it ended; None if it has not, or was killed.
         error: The class and the text of the error that it ended with.
+        ready_us: When its operators had taken the first poll that it has read; None before, and of
+            a stream that replays files.
     """
 
     run: str
@@ -53,6 +55,7 @@ class StreamRecord:
     listen: str | None = None
     ended_us: int | None = None
     error: Mapping[str, str] | None = None
+    ready_us: int | None = None
 
     @staticmethod
     def read(generation: Path) -> StreamRecord | None:
@@ -72,9 +75,10 @@ class StreamRecord:
 
 _RECORD: Final = RecordFormat(
     name="tidemill-stream-telemetry",
-    version=1,
+    version=2,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRecord)),
     remedy="remove it; the next stream writes it again",
+    older={1: {"ready_us": None}},
 )
 
 

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
+from tidemill.features.contract import TIME_MAX, TIME_MIN
 from tidemill.features.definitions import FeatureView
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION
 from tidemill.pipelines.run.progress import StageProgress
@@ -31,6 +32,7 @@ def compare_offline(
     findings: Findings,
     stage: StageProgress,
     until_us: int | None = None,
+    since_us: int = TIME_MIN,
 ) -> int:
     """Compare a log with one that was written again.
 
@@ -42,6 +44,8 @@ def compare_offline(
         stage: Where progress is shown, in days.
         until_us: Rows at or after this instant are not compared: a stream that has not ended may
             have written them or not. None to compare all.
+        since_us: Rows before this instant are not compared: a stream of another version of the
+            project has added them.
 
     Returns:
         The number of change points compared.
@@ -58,13 +62,15 @@ def compare_offline(
     rows = 0
     for day in sorted({*found.days(), *right.days()}):
         stage.note(f"{view.name}, {day}")
-        seen, expected = (_day(view, log, day, until_us) for log in (found, right))
+        seen, expected = (_day(view, log, day, since_us, until_us) for log in (found, right))
         rows += _compare_day(view, day, seen, expected, findings)
         stage.advance(1)
     return rows
 
 
-def _day(view: FeatureView, log: OfflineLog, day: str, until_us: int | None) -> pa.Table | None:
+def _day(
+    view: FeatureView, log: OfflineLog, day: str, since_us: int, until_us: int | None
+) -> pa.Table | None:
     """Read the newest rows of a day; None if there are none."""
     with log.alone():  # a merge removes files
         tables = [read_table(path, _MEND) for path in sorted(log.day(day).glob("*.parquet"))]
@@ -72,9 +78,12 @@ def _day(view: FeatureView, log: OfflineLog, day: str, until_us: int | None) -> 
     if not tables:
         return None
     table = pa.concat_tables(tables, promote_options="permissive")
-    if until_us is not None:
+    if until_us is not None or since_us > TIME_MIN:
         times = table.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
-        table = table.filter(pa.array(times < until_us))
+        wanted = (times >= since_us) & (times < (TIME_MAX if until_us is None else until_us))
+        table = table.filter(pa.array(wanted))
+        if not len(table):
+            return None
     return newest_rows(view.entity.join_key, table).combine_chunks()
 
 

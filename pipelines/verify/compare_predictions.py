@@ -200,7 +200,11 @@ def _check_stamps(
                 )
             )  # fmt: skip
 
-    shards = hashing.shard_of(hashing.key_bytes(verdict.keys), evidence.shards)
+    hashes = hashing.key_bytes(verdict.keys)
+    shards = hashing.shard_of(hashes, evidence.shards)
+    if evidence.former is not None:  # such an answer was given by the stream before
+        polls, former = evidence.former
+        shards = np.where(verdict.releases <= polls, hashing.shard_of(hashes, former), shards)
     note(
         "shard", verdict.shards != shards, verdict.shards, shards,
         "the entity belongs to another shard",

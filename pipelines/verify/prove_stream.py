@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import BoolArray, Int64Array
+from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
 from tidemill.features.definitions import ARROW_TYPES, FeatureView, Project
 from tidemill.features.errors import StateError, StateMismatch
 from tidemill.features.kernel import hashing
@@ -20,7 +20,7 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.io.log import PARTITION, POSITION, forgotten_rows
-from tidemill.pipelines.publish.offline_history import log_history
+from tidemill.pipelines.publish.offline_history import log_shard
 from tidemill.pipelines.recovery.handoff import (
     StreamRun,
     cut_digests,
@@ -28,16 +28,17 @@ from tidemill.pipelines.recovery.handoff import (
     request_hash,
 )
 from tidemill.pipelines.recovery.log_parts import (
-    frontier_of,
     parts_before,
     source_partitions,
     stream_log,
-    watermarks_at,
 )
 from tidemill.pipelines.recovery.savepoints import faults_of_savepoint
+from tidemill.pipelines.recovery.stream_beginning import began_at, carried_joiners
+from tidemill.pipelines.recovery.upgrade_record import UpgradeRecord
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.scratch import scratch_folder
 from tidemill.pipelines.stream.answer_join import answered_schema
+from tidemill.pipelines.stream.answer_parts import partition_of
 from tidemill.pipelines.stream.infer import predictions as predictions_of
 from tidemill.pipelines.verify.compare_build import compare_record
 from tidemill.pipelines.verify.compare_labels import answered_after_label
@@ -56,6 +57,7 @@ from tidemill.pipelines.verify.outputs.compare_delivered import FIGURES, compare
 from tidemill.pipelines.verify.outputs.compare_outputs import compare_outputs
 from tidemill.pipelines.verify.outputs.compare_rows import RowCheck, RowCounts
 from tidemill.pipelines.verify.outputs.extent import Outputs
+from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.pipelines.verify.outputs.reach import Reach
 from tidemill.pipelines.verify.prove_published import published_operators
 from tidemill.pipelines.verify.raw_history import with_live_rows
@@ -68,6 +70,7 @@ from tidemill.pipelines.verify.served import (
 from tidemill.pipelines.verify.source_history import History, SourceHistory
 from tidemill.pipelines.verify.store_origins import Origin
 from tidemill.pipelines.verify.witness import Witnesses
+from tidemill.serving.generations.current import read_current
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.rows import Frontiers
@@ -205,6 +208,8 @@ def prove_stream(
     evidence = read_evidence(config, history, given.releases)
     end_us = evidence.stream_until_us
     asked = history.requests.received_in(run.as_of_us, end_us)
+    if run.upgraded_from is not None:
+        asked = pa.concat_tables([_carried(config, run, history), asked])
     asked = asked.filter(pa.array(~forgotten_rows(config.project.request, asked)))
     served = serve_beside_requests(asked, predictions, given, config.project, proof.features)
     if served.waiting:
@@ -236,7 +241,7 @@ def prove_stream(
             proof.store,
             rows.is_still,
         )
-        if rows.sought:
+        if rows.sought and run.upgraded_from is None:  # else no build has its definitions
             rows.take(published_operators(config, rows))
         rows.check_records(run, run.mode)
         row_counts = rows.finish(given.extent.complete)
@@ -266,6 +271,25 @@ def prove_stream(
         "first_late": late,
     }
     return proof
+
+
+def _carried(config: Configuration, run: StreamRun, history: History) -> pa.Table:
+    """Return the requests that the stream before had not answered."""
+    requests = history.requests.rows
+    places = places_of(requests, PARTITION, POSITION)
+    waited = [
+        places_of(
+            pending.rows.append_column(
+                PARTITION, pa.array(np.full(pending.rows.num_rows, partition_of(group)))
+            ),
+            PARTITION,
+            POSITION,
+        )
+        for joiner in carried_joiners(config, run).all
+        for group, pending in joiner.pending.items()
+    ]
+    wanted = np.isin(places, np.concatenate([np.zeros(0, np.int64), *waited]))
+    return requests.filter(pa.array(wanted))
 
 
 def _applied(
@@ -303,7 +327,7 @@ def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> Non
     if run.request is not None:
         expected["request"] = request_hash(config.project.request)
     manifest = BuildManifest.read(current.build_folder)
-    if manifest.as_of_us == run.as_of_us:
+    if manifest.as_of_us == run.as_of_us and run.upgraded_from is None:
         expected["began"] = manifest.handoff
     compare_record("stream.json", vars(run), expected, findings)
     if not run.ended:
@@ -353,7 +377,7 @@ def _compare_files(
             config, run, predictions, rows, offline, reach, progress, proof.outputs, proof.scores
         )
 
-    if run.offline is None:
+    if run.offline is None or _is_followed(config):
         return outputs(None), 0
     with scratch_folder(config.root, "verify-offline") as offline:
         _log_history(config, run, offline)
@@ -361,28 +385,53 @@ def _compare_files(
         folder = replace(config.current, offline=run.offline).offline_root
         found = Findings()
         is_still = reach is None or reach.is_at_rest
-        compared = _compare_offline(config, folder, offline, given, progress, found, is_still)
+        since = _taken_over(config, run)
+        compared = _compare_offline(
+            config, folder, offline, given, progress, found, is_still, since
+        )
         if is_still and reach is not None and not reach.is_at_rest:
             # The stream has gone on while its log was read.
             found = Findings()
-            compared = _compare_offline(config, folder, offline, given, progress, found, False)
+            compared = _compare_offline(
+                config, folder, offline, given, progress, found, False, since
+            )
         proof.offline.merge(found)
         return given, compared
 
 
 def _log_history(config: Configuration, run: StreamRun, offline: Path) -> None:
     """Write the offline logs again up to where a stream begins."""
-    project = config.project
-    log = stream_log(config.current)
-    watermarks = watermarks_at(log, project, run.as_of_us)
-    log_history(
-        project.views,
-        log,
-        offline,
-        shards=config.shards,
-        until_us={view.name: frontier_of(project, view, watermarks) for view in project.views},
-        positions=run.positions,
-    )
+    log, began = stream_log(config.current), began_at(config, run)
+    for view in config.project.views:
+        target = OfflineLog.of(offline, view)
+        for shard, frontier_us in enumerate(began[view.name]):
+            log_shard(
+                view,
+                log,
+                target,
+                shard=shard,
+                shards=config.shards,
+                until_us=frontier_us,
+                positions=run.positions[view.stream.name],
+            )
+
+
+def _is_followed(config: Configuration) -> bool:
+    """Tell whether another stream goes on with this one, and adds to the same offline logs."""
+    current, newest = config.current, read_current(config.root)
+    if newest.generation != current.generation:
+        return False
+    later = range(current.stream + 1, newest.stream + 1)
+    runs = (StreamRun.read(current.with_stream(number).stream_folder) for number in later)
+    return any(run is not None and run.upgraded_from == current.stream for run in runs)
+
+
+def _taken_over(config: Configuration, run: StreamRun) -> dict[str, int]:
+    """Return until when streams of other versions have added to the offline logs, by view."""
+    upgrade = UpgradeRecord.of(run, config.current.stream_folder)
+    if upgrade is None:
+        return {}
+    return {view: max(upgrade.frontiers[view]) for view in upgrade.kept(run)}
 
 
 def _compare_offline(
@@ -393,6 +442,7 @@ def _compare_offline(
     progress: Progress,
     findings: Findings,
     is_still: bool,
+    since: Mapping[str, int],
 ) -> int:
     rows = 0
     has_ended = is_still and given.extent.complete == given.extent.last
@@ -405,6 +455,7 @@ def _compare_offline(
                 findings,
                 stage,
                 until_us=None if has_ended else given.frontiers[view.name],
+                since_us=since.get(view.name, TIME_MIN),
             )
     return rows
 

@@ -12,8 +12,9 @@ from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import FeatureView
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.recovery.handoff import StreamRun
-from tidemill.pipelines.recovery.log_parts import frontier_of, stream_log, watermarks_at
 from tidemill.pipelines.recovery.release_log import place_of, read_release_lines
+from tidemill.pipelines.recovery.stream_beginning import began_at
+from tidemill.pipelines.recovery.upgrade_record import UpgradeRecord
 from tidemill.pipelines.verify.source_history import History, PositionVector, Seen
 
 
@@ -30,6 +31,8 @@ class Evidence:
         exact: Whether the stream ran in exact mode; else in eager mode.
         shards: How many shards each view has.
         stream_until_us: Where the stream ended.
+        former: If it goes on with a stream of another version: the number of that one's last poll,
+            and how many shards it had.
     """
 
     releases: Mapping[tuple[str, int, int], tuple[int, PositionVector]]
@@ -38,6 +41,7 @@ class Evidence:
     exact: bool
     shards: int
     stream_until_us: int
+    former: tuple[int, int] | None = None
 
     def seen(self, view: FeatureView, shard: int, number: int, arrived_us: int) -> Seen | None:
         """Return which events an answer can have used; None if its release is not recorded.
@@ -173,14 +177,12 @@ def evidence_of(
         run: The record of the stream.
         releases: By view, shard and number: the frontier and the positions of events.
     """
-    current, project = config.current, config.project
     handoff_us: dict[str, int] = {}
     handoff: dict[str, PositionVector] = {}
     if run is not None:
-        watermarks = watermarks_at(stream_log(current), project, run.as_of_us)
         handoff = {name: tuple(places) for name, places in run.positions.items()}
-        for view in project.views:
-            handoff_us[view.name] = frontier_of(project, view, watermarks)
+        for name, frontiers in began_at(config, run).items():
+            handoff_us[name] = min(frontiers)
     mode = config.stream.mode if run is None else run.mode
     return Evidence(
         releases=releases,
@@ -189,4 +191,10 @@ def evidence_of(
         exact=mode == "exact",
         shards=config.shards,
         stream_until_us=(run and run.until_us) or config.splits.stream_until_us,
+        former=None if run is None else _former(config, run),
     )
+
+
+def _former(config: Configuration, run: StreamRun) -> tuple[int, int] | None:
+    upgrade = UpgradeRecord.of(run, config.current.stream_folder)
+    return None if upgrade is None else (run.polls, upgrade.run.shards or config.shards)

@@ -114,7 +114,8 @@ class OfflineLog:
         times: Int64Array = newest.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
         days = times // _DAY_US
         for day in np.unique(days).tolist():
-            rows = newest if days[0] == days[-1] == day else newest.filter(pa.array(days == day))
+            mine = days == day
+            rows = newest if mine.all() else newest.filter(pa.array(mine))
             yield self.day(str(np.datetime64(day, "D"))) / f"{part}.parquet", rows
 
     def files(self, first_us: int, last_us: int) -> list[Path]:

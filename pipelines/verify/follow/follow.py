@@ -47,6 +47,7 @@ from tidemill.pipelines.verify.definitions_of import made_otherwise
 from tidemill.pipelines.verify.findings import Findings, excusing
 from tidemill.pipelines.verify.follow.differences import AS_SEEN, Differences
 from tidemill.pipelines.verify.follow.follower import Follower
+from tidemill.pipelines.verify.follow.stream_ends import segment_before
 from tidemill.pipelines.verify.lost_requests import LostRequests, Unanswered
 from tidemill.pipelines.verify.outputs.extent import complete_segment
 from tidemill.serving.files.locks import is_locked, lock
@@ -195,7 +196,14 @@ class _Proof:
                 )
             return Step(record, said="the stream has not begun: it waits for `tidemill stream`")
         if record is None:
-            record = ProofRecord(current.generation, current.stream, run.began, share=self._share)
+            record = ProofRecord(
+                current.generation,
+                current.stream,
+                run.began,
+                share=self._share,
+                polls=run.polls,
+                segment=segment_before(current, run) + 1,
+            )
         return self._follow(current, run, record)
 
     def _former(self, record: ProofRecord, current: Current) -> tuple[Current, StreamRun] | None:
@@ -207,6 +215,8 @@ class _Proof:
             return None
         if complete_segment(former.stream_folder, run) < record.segment:
             return None
+        if made_otherwise(replace(self._config, pinned=former), former):
+            return None  # only the version before could prove the rest of it
         return former, run
 
     def _leave(self, record: ProofRecord) -> None:
@@ -222,7 +232,7 @@ class _Proof:
             return Step(record, said=said)
         if (lost := self._find_lost(config, run, record)) is not None:
             return lost
-        if complete_segment(current.stream_folder, run) < 1:
+        if complete_segment(current.stream_folder, run) <= segment_before(current, run):
             return Step(record, said="it waits for the first savepoint of the stream")
         try:
             if self._follower is None or self._current != current:

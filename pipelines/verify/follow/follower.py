@@ -21,10 +21,13 @@ from tidemill.features.errors import StateMismatch, StoreError
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
-from tidemill.pipelines.io.log import forgotten_rows, one_batch
+from tidemill.pipelines.io.log import POSITION, forgotten_rows, one_batch
 from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
+from tidemill.pipelines.recovery.stream_beginning import carried_joiners
+from tidemill.pipelines.recovery.upgrade_record import UpgradeRecord
 from tidemill.pipelines.run.proof_record import Cause, Difference, ProofRecord, Round, added
+from tidemill.pipelines.stream.answer_parts import partition_of
 from tidemill.pipelines.verify.compare_lost import LossCheck
 from tidemill.pipelines.verify.findings import EMPTIED, LOST, Findings, Mismatch
 from tidemill.pipelines.verify.follow.differences import AS_COMPLETE, Differences, request_place
@@ -37,7 +40,7 @@ from tidemill.pipelines.verify.follow.release_chain import (
 )
 from tidemill.pipelines.verify.follow.requests_served import RequestsServed
 from tidemill.pipelines.verify.follow.segment_outputs import SegmentOutputs
-from tidemill.pipelines.verify.follow.stream_ends import StreamEnds, beginning
+from tidemill.pipelines.verify.follow.stream_ends import StreamEnds, beginning, segment_before
 from tidemill.pipelines.verify.follow.view_rows import ViewRows, lateness_us
 from tidemill.pipelines.verify.follow.view_values import Compared, ViewValues
 from tidemill.pipelines.verify.follow.waiting_requests import (
@@ -150,7 +153,7 @@ class Follower:
         """Read the rows that windows can hold; then read again what was proven, if need be."""
         reread = self.record.reread
         self._reached = beginning(self._config, self._run, self._base)
-        self._segment = 1
+        self._segment = segment_before(self._current, self._run) + 1
         if reread:
             self._segment = int(reread["segment"])
             self._reached = {
@@ -159,6 +162,12 @@ class Follower:
                 )
                 for view, shard, number, frontier, positions, mark, applied in reread["reached"]
             }
+        upgrade = UpgradeRecord.of(self._run, self._current.stream_folder)
+        for one in () if upgrade is None else upgrade.releases:
+            if one["view"] in {view.name for view in self._project.views}:
+                events = self._partitions[self._project.view(one["view"]).stream.name]
+                evidence = one["frontier_us"], tuple(one["positions"][:events])
+                self._releases[one["view"], one["shard"], one["number"]] = evidence
         for (view, shard), at in self._reached.items():
             events = self._partitions[self._project.view(view).stream.name]
             self._releases[view, shard, at.number] = at.frontier_us, at.positions[:events]
@@ -167,7 +176,7 @@ class Follower:
         frontiers = self._frontiers()
         self._rows.load(stream_log(self._current), positions, frontiers)
         request = self._project.request
-        waiting = [tuple(one) for one in reread.get("waiting", ())]
+        waiting = [tuple(one) for one in reread.get("waiting", self._carried())]
         self._asked = WaitingRequests(
             request, positions[request.name], waiting, stream_log(self._current)
         )
@@ -179,6 +188,18 @@ class Follower:
                 f"{self.record.polls} polls of the stream were proven, and its outputs up to "
                 f"segment {self.record.segment - 1} have {self._polls}: they are of another stream"
             )
+
+    def _carried(self) -> Waiting:
+        """Return the requests that a stream of another version had not answered."""
+        if self._run.upgraded_from is None:
+            return []
+        found: list[tuple[int, int, int]] = []
+        for joiner in carried_joiners(self._config, self._run).all:
+            # A group came with one poll, before all polls of this stream.
+            for poll, (group, pending) in enumerate(sorted(joiner.pending.items())):
+                positions = _words(pa.Table.from_batches([pending.rows]), POSITION).tolist()
+                found += [(partition_of(group), position, poll) for position in positions]
+        return found
 
     @property
     def _polls(self) -> int:

@@ -8,10 +8,12 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.log_parts import stream_log
+from tidemill.pipelines.recovery.upgrade_record import UpgradeRecord
 from tidemill.pipelines.stream.marks import first_mark
 from tidemill.pipelines.stream.operator_key import OperatorKey
 from tidemill.pipelines.verify.follow.release_chain import Place, PollEnds, Reached, poll_ends
 from tidemill.pipelines.verify.release_evidence import Evidence
+from tidemill.serving.generations.current import Current
 
 
 def beginning(config: Configuration, run: StreamRun, evidence: Evidence) -> dict[Place, Reached]:
@@ -23,14 +25,31 @@ def beginning(config: Configuration, run: StreamRun, evidence: Evidence) -> dict
         evidence: It has the frontiers of these states.
     """
     project, found = config.project, {}
+    upgrade = UpgradeRecord.of(run, config.current.stream_folder)
     for view in project.views:
         places = (*run.positions[view.stream.name], *run.positions[project.request.name])
-        frontier_us = evidence.handoff_us[view.name]
         for shard in range(config.shards):
-            key = OperatorKey(view.name, view.hash, shard, config.shards)
-            mark = first_mark(key, places, frontier_us)
-            found[view.name, shard] = Reached(0, frontier_us, tuple(places), mark, tuple(places))
+            if upgrade is None:
+                frontier_us = evidence.handoff_us[view.name]
+                key = OperatorKey(view.name, view.hash, shard, config.shards)
+                mark = first_mark(key, places, frontier_us)
+            else:
+                frontier_us = upgrade.frontiers[view.name][shard]
+                mark = bytes.fromhex(upgrade.marks[view.name][shard])
+            at = tuple(places)
+            found[view.name, shard] = Reached(run.polls, frontier_us, at, mark, at)
     return found
+
+
+def segment_before(current: Current, run: StreamRun) -> int:
+    """Return the number of the segment before the first one of a stream.
+
+    Args:
+        current: The folders of the stream.
+        run: The record of the stream.
+    """
+    upgrade = UpgradeRecord.of(run, current.stream_folder)
+    return 0 if upgrade is None else upgrade.segment
 
 
 class StreamEnds:
@@ -62,10 +81,11 @@ class StreamEnds:
         if self._live is None:
             return None
         log, project = stream_log(self._config.current), self._config.project
+        before = self._before - self._run.polls
         names = [*(stream.name for stream in project.streams), project.request.name]
         return poll_ends(
             project,
-            self._live.cuts_between(self._before + first - 1, self._before + last),
+            self._live.cuts_between(before + first - 1, before + last),
             self._live.topics(),
             {name: log.lengths(name) for name in names},
             first=first,
@@ -82,6 +102,6 @@ class StreamEnds:
         if self._live is None:
             end_us = self._run.until_us or self._config.splits.stream_until_us
             return min(frontier_us, end_us)
-        if poll == 0:
+        if poll == self._run.polls:
             return self._run.as_of_us
-        return self._live.received_us(self._before + poll) + 1
+        return self._live.received_us(self._before + poll - self._run.polls) + 1

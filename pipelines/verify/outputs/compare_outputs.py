@@ -15,9 +15,11 @@ from tidemill.pipelines.publish.changes import append_changes
 from tidemill.pipelines.publish.newest_rows import runs_by_shard
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.repeat import Repeat, Repeated
+from tidemill.pipelines.recovery.stream_beginning import repeat_stream
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.wire_format import published
 from tidemill.pipelines.verify.findings import Findings
+from tidemill.pipelines.verify.outputs.compare_beginning import compare_beginning
 from tidemill.pipelines.verify.outputs.compare_publications import PublicationCheck
 from tidemill.pipelines.verify.outputs.compare_rejected import RejectedCheck
 from tidemill.pipelines.verify.outputs.compare_releases import ReleaseCheck
@@ -55,7 +57,8 @@ def compare_outputs(
         of_scores: Takes those of the predictions.
     """
     stream, project = config.current.stream_folder, config.project
-    repeat = Repeat.from_log(config, run)
+    repeat, begun = repeat_stream(config, run)
+    compare_beginning(config, run, begun, findings)
     releases = ReleaseCheck(stream, findings)
     publications = PublicationCheck(stream, project, findings)
     rejected = RejectedCheck(stream, project, findings)
@@ -103,7 +106,7 @@ def compare_outputs(
             # A killed stream may have published a release that it has not recorded.
             until, stops = repeat.last_poll, set(range(extent.complete, repeat.last_poll))
     answered, possible = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    given: dict[tuple[str, int, int], tuple[int, tuple[int, ...]]] = {}
+    given: dict[tuple[str, int, int], tuple[int, tuple[int, ...]]] = dict(begun.releases)
     frontiers = _frontiers(repeat)
     with progress.stage("repeat the stream", repeat.rows, "rows") as stage:
         for part in repeat.polls(until, stops):

@@ -42,6 +42,17 @@ def test_rows_stand_by_the_day_of_their_event_timestamp(log: OfflineLog) -> None
     ]
 
 
+def test_rows_of_another_day_between_two_of_one_stand_in_their_own(log: OfflineLog) -> None:
+    log.write(BY_DEPOT, depot_rows((7, DAY - 1, 1, 1), (8, DAY, 2, 2), (9, DAY - 2, 1, 3)), "p")
+    depots = {
+        day: pq.read_table(log.day(day) / "p.parquet", partitioning=None)
+        .column("depot")
+        .to_pylist()
+        for day in log.days()
+    }
+    assert depots == {"1970-01-01": [7, 9], "1970-01-02": [8]}
+
+
 def test_part_has_the_highest_revision_of_an_instant_in_order(log: OfflineLog) -> None:
     rows = [(8, 5, 1, 1), (7, 9, 4, 40), (7, 9, 6, 60), (7, 9, 5, 50), (7, 2, 3, 30)]
     (file,) = log.write(BY_DEPOT, depot_rows(*rows), "p")
