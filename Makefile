@@ -9,6 +9,8 @@
 #   make docs    the pages made from the code
 #   make faults soak  kill and pause a live stream's stream, broker and Redis at random, for minutes
 #                 (ARGS="--engine flink --parallelism 2": the processes of a Flink cluster, too)
+#   make peers   the same job in PyFlink, Spark, Bytewax, Quix Streams and Pathway, each in an
+#                environment of its own
 #   make coverage   make test, and the lines that the tests reach
 #   make clean   remove what these leave, but not .venv and .tidemill, which take minutes
 #
@@ -19,7 +21,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .PHONY: demo demo-live test coverage bench faults soak lint docs prism kafka flink beam-before kernel lock \
-  clean venv
+  clean venv peers
 ARGS ?=
 
 VENV := .venv
@@ -84,6 +86,10 @@ faults: venv kafka flink
 # An hour, by default.
 soak: venv prism kafka
 	$(BIN)/python -m benchmarks.live_long $(ARGS)
+
+# Some 40 minutes. ARGS="--only bytewax tidemill-fnapi --cases rows" does less.
+peers: venv prism kafka flink
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 lint: venv
 	$(BIN)/ruff format --check .

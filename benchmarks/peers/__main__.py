@@ -30,12 +30,12 @@ from tests.support.kafka_broker import TestBroker
 
 SYSTEMS: Final = {one.name: one for one in (*TIDEMILL, *PEERS)}
 CASES: Final = ("rows", "json", "arrow", "steady", "two")
-"""Full topics of single rows, of arrays, of Arrow streams; steady streams; `rows` with two workers."""
+"""Full topics of single rows, arrays, Arrow streams; steady streams; `rows` with two workers."""
 RATES: Final = (500, 5_000)
 RESULTS: Final = Path(__file__).parents[1] / "results"
 _COLUMNS: Final = (
-    "rows/s", "rows/s a core", "CPU s a million rows", "p50 ms", "p99 ms", "cores", "memory GiB",
-    "answered", "checked", "wrong", "corrected",
+    "rows/s", "rows/s a core", "CPU s a million rows", "CPU s from start", "p50 ms", "p99 ms",
+    "cores", "memory GiB", "answered", "checked", "wrong", "corrected",
 )  # fmt: skip
 
 

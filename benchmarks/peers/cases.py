@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from benchmarks.peers.environments import ROOT
 from benchmarks.peers.load import fill
 from benchmarks.peers.rows import (
     DISORDER_MS,
@@ -22,7 +23,7 @@ from benchmarks.peers.rows import (
     differences,
     evenly,
 )
-from benchmarks.peers.systems import ROOT, Run, System, SystemFailed
+from benchmarks.peers.systems import Run, System, SystemFailed
 from benchmarks.peers.watching import Answers, Processes, Read
 from tests.support.kafka_broker import TestBroker
 
@@ -168,6 +169,7 @@ def sustained(
         values = {
             "rows/s": rows / (last - first),
             "CPU s a million rows": processes.cpu_s(first, last) / rows * 1e6,
+            "CPU s from start": processes.cpu_s(0.0, last),
             "memory GiB": processes.most_bytes / 2**30,
             "answered": len(read.answers) / asked,
         }
@@ -215,7 +217,6 @@ def steady(
         time.sleep(_SETTLE_S)
         command = [sys.executable, "-m", "benchmarks.peers.load", run.bootstrap, *topics[:2]]
         command += [str(FILLED_ROWS), str(file), str(phase_s), *map(str, rates)]
-        began = time.time()
         with subprocess.Popen(command, cwd=ROOT) as producer:
             wait(lambda: producer.poll() is not None, system, phase_s * len(rates) + 60)
         sent = Rows.load(file)

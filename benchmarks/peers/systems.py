@@ -14,17 +14,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.peers.environments import HERE, environment
 from benchmarks.peers.rows import NAMES
 from benchmarks.peers.watching import Answer
 from tidemill.pipelines.servers.jars import fetched_jars
 from tidemill.pipelines.servers.java import find_java
 from tidemill.pipelines.servers.locked_jars import JarLock
 
-HERE: Final = Path(__file__).parent
-ROOT: Final = HERE.parents[1]
-ENVIRONMENTS: Final = ROOT / ".tidemill" / "peers"
 _END_S: Final = 20.0
-_INSTALL_S: Final = 1_200.0
 _TAIL: Final = 600
 _TELLING: Final = re.compile(r"(Caused by|[A-Za-z.]*(Error|Exception)): .{10}")
 
@@ -117,33 +114,14 @@ class Peer(System):
     ) -> None:
         self.name, self.promises = name, promises
         self._folder, self._program = HERE / (folder or name), program
-        self._python = ENVIRONMENTS / (folder or name) / "bin" / "python"
+        self._python = Path()
         self._jars: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._log = Path()
 
     def prepare(self) -> None:
         """Make its environment, exactly as its lock says; and fetch its jars."""
-        lock = self._folder / "requirements.lock"
-        place = self._python.parents[1]
-        made = place / "made.lock"
-        if not made.exists() or made.read_bytes() != lock.read_bytes():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            uv = next(iter(sorted((ROOT / ".tidemill").glob("uv-*/bin/uv"))), None)
-            if uv is None:
-                raise SystemFailed("no uv in .tidemill: run `make venv`")
-            common = [str(uv), "--no-config", "--no-python-downloads", "--no-progress", "--quiet"]
-            sync = ["--require-hashes", "--python", str(self._python), str(lock)]
-            for command in (
-                [*common, "venv", "--clear", "--python", "3.11", str(place)],
-                [*common, "pip", "sync", *sync],
-            ):
-                done = subprocess.run(
-                    command, capture_output=True, text=True, timeout=_INSTALL_S, check=False
-                )
-                if done.returncode:
-                    raise SystemFailed(done.stderr[-_TAIL:])
-            shutil.copyfile(lock, made)
+        self._python = environment(self._folder)
         jars = self._folder / "jars.lock"
         if jars.exists():
             lock_of = JarLock(f"peer-{self._folder.name}", jars)

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.peers.environments import ROOT
 from benchmarks.peers.rows import NAMES, instants
-from benchmarks.peers.systems import ROOT, Run, System, SystemFailed, end_group, last_words
+from benchmarks.peers.systems import Run, System, SystemFailed, end_group, last_words
 from benchmarks.peers.watching import Answer
 from tests.support.flink_cluster import TestCluster
 from tidemill.features.contract import MINUTE
@@ -66,7 +67,7 @@ stream: {{engine: {engine}, savepoint_every: 10s}}
 predictions:
   kafka: {{bootstrap: "{bootstrap}", topic: {answers}, compression: gzip{client}}}
 """
-_BACKFILL_S: Final = 300.0
+_BACKFILL_S: Final = 900.0
 _HISTORY: Final = 200
 _TAIL: Final = 600
 

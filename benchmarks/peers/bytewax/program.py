@@ -14,7 +14,7 @@ from pathlib import Path
 
 import orjson
 from bytewax import operators as op
-from bytewax.connectors.kafka import KafkaSinkMessage, KafkaSource, KafkaSourceMessage, KafkaSink
+from bytewax.connectors.kafka import KafkaSink, KafkaSinkMessage, KafkaSource, KafkaSourceMessage
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 from bytewax.recovery import RecoveryConfig, init_db_dir

@@ -38,7 +38,7 @@ class Card(KeyedProcessFunction):
     def process_element(self, row, ctx):
         """Take a row."""
         _, at, request, amount = row
-        if request is None:
+        if not request:
             times, amounts = self.history.value() or ([], [])
             add_payment(times, amounts, at, amount, ctx.timer_service().current_watermark())
             self.history.update((times, amounts))
@@ -62,9 +62,9 @@ def rows_of(message: str):
     found = json.loads(message)
     for row in found if isinstance(found, list) else (found,):
         if "paid_at" in row:
-            yield row["card"], millis(row["paid_at"]), None, row["amount"]
+            yield row["card"], millis(row["paid_at"]), "", row["amount"]
         else:
-            yield row["card"], millis(row["asked_at"]), row["request"], None
+            yield row["card"], millis(row["asked_at"]), row["request"], 0.0
 
 
 def settings() -> Configuration:

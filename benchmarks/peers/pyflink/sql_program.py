@@ -64,7 +64,8 @@ def main() -> None:
     env.execute_sql(
         table(
             "payments",
-            f"card STRING, amount DOUBLE, paid_at {time}, WATERMARK FOR paid_at AS paid_at - {late}",
+            f"card STRING, amount DOUBLE, paid_at {time}, "
+            f"WATERMARK FOR paid_at AS paid_at - {late}",
             JOB.payments,
         )
     )
@@ -90,7 +91,8 @@ def main() -> None:
             SELECT *, COUNT(amount) OVER w AS count_{name}, SUM(amount) OVER w AS sum_{name},
                 AVG(amount) OVER w AS mean_{name}, MAX(amount) OVER w AS max_{name}
             FROM ({query}) WINDOW w AS (
-                PARTITION BY card ORDER BY moment RANGE BETWEEN {length} PRECEDING AND CURRENT ROW)"""
+                PARTITION BY card ORDER BY moment
+                RANGE BETWEEN {length} PRECEDING AND CURRENT ROW)"""
     env.execute_sql(
         f"INSERT INTO answers SELECT request, {', '.join(names)} FROM ({query}) "
         "WHERE request IS NOT NULL"

@@ -28,7 +28,7 @@ GROUPS = 8
 
 
 def answers(
-    key: tuple[int], parts: Iterable[pd.DataFrame], state: GroupState
+    _key: tuple[int], parts: Iterable[pd.DataFrame], state: GroupState
 ) -> Iterator[pd.DataFrame]:
     """Take the rows of some cards; answer the requests before which no row is missing."""
     cards, waiting = orjson.loads(state.get[0]) if state.exists else ({}, [])
