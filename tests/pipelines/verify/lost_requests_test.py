@@ -22,8 +22,8 @@ from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.io.log import PARTITION, POSITION
 from tidemill.pipelines.io.output_parts import Output, PartWriter
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
-from tidemill.pipelines.recovery.repeat import Repeat
 from tidemill.pipelines.recovery.savepoints import Savepoint
+from tidemill.pipelines.recovery.stream_beginning import repeat_stream
 from tidemill.pipelines.report.page import report_of_root
 from tidemill.pipelines.report.proof_page import render_proof_page
 from tidemill.pipelines.run import paths
@@ -112,7 +112,7 @@ def answer(topics: Topics, places: list[tuple[int, int]], segment: int = 1) -> N
 
 def made_due_by_operators(config: Configuration, run: StreamRun) -> dict[int, int]:
     """Return the poll with which the operators answer each request, by its place."""
-    repeat = Repeat.from_log(config, run)
+    repeat, _ = repeat_stream(config, run)
     found: dict[int, int] = {}
     for part in repeat.polls(repeat.last_poll, range(repeat.last_poll + 1)):
         for batch in part.answered:
