@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Any
 
 
 class Mode(enum.Enum):
@@ -11,6 +12,10 @@ class Mode(enum.Enum):
 
     EXACT = "exact"
     EAGER = "eager"
+
+    def __reduce_ex__(self, _: Any) -> tuple[type[Mode], tuple[str]]:
+        """Pickle by value; releases of Python differ in what they do, and jobs hold modes."""
+        return type(self), (self.value,)
 
 
 @dataclass(frozen=True)
