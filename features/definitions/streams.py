@@ -33,9 +33,14 @@ class Arriving:
         return parse_duration(self.out_of_orderness)
 
     @property
+    def lateness_us(self) -> int:
+        """``allowed_lateness`` in microseconds: how far below its watermark a row is accepted."""
+        return parse_duration(self.allowed_lateness)
+
+    @property
     def tolerance_us(self) -> int:
         """``out_of_orderness + allowed_lateness`` in microseconds."""
-        return self.out_of_orderness_us + parse_duration(self.allowed_lateness)
+        return self.out_of_orderness_us + self.lateness_us
 
     @property
     def max_ahead_us(self) -> int:

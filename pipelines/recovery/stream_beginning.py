@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tidemill.features.contract import TIME_MAX, Int64Array
-from tidemill.features.definitions import EventStream, FeatureView, Request
+from tidemill.features.definitions import EventStream, Request
 from tidemill.features.kernel.plan import make_plan
 from tidemill.features.kernel.tiles.state import Counters
 from tidemill.pipelines.config.configuration import Configuration
@@ -24,12 +24,7 @@ from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.recovery.beginning import find_beginning
 from tidemill.pipelines.recovery.handoff import StreamRun
-from tidemill.pipelines.recovery.log_parts import (
-    frontier_of,
-    source_partitions,
-    stream_log,
-    watermarks_at,
-)
+from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log, watermarks_at
 from tidemill.pipelines.recovery.repeat import Repeat
 from tidemill.pipelines.recovery.stream_polls import stream_polls
 from tidemill.pipelines.recovery.upgrade_record import UpgradeRecord
@@ -331,26 +326,3 @@ def _take_live(
         if topic is not None:
             newest = cuts.watermarks[name][:, : len(known) - of_files].max(axis=0)
             known[of_files:] = np.maximum(known[of_files:], newest)
-
-
-def began_at(config: Configuration, run: StreamRun) -> dict[str, list[int]]:
-    """Return the frontier of each shard, by view, of the states that a stream began with.
-
-    Args:
-        config: The configuration, with the folders of the stream.
-        run: The record of the stream.
-    """
-    project = config.project
-    upgrade = UpgradeRecord.of(run, config.current.stream_folder)
-    if upgrade is not None:
-        return {view.name: list(upgrade.frontiers[view.name]) for view in project.views}
-    watermarks = watermarks_at(stream_log(config.current), project, run.as_of_us)
-    return {
-        view.name: [frontier_of(project, view, watermarks)] * config.shards
-        for view in project.views
-    }
-
-
-def lateness_us(view: FeatureView) -> int:
-    """Return how far below its watermark a row of a view's stream may still be accepted."""
-    return view.stream.tolerance_us - view.stream.out_of_orderness_us

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.recovery.handoff import START_OVER, StreamRun
+from tidemill.pipelines.recovery.log_parts import frontier_of, stream_log, watermarks_at
 from tidemill.pipelines.run import paths
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
 
@@ -103,3 +105,21 @@ _UPGRADE: Final = RecordFormat(
     fields=frozenset(field.name for field in dataclasses.fields(UpgradeRecord)),
     remedy=START_OVER,
 )
+
+
+def began_at(config: Configuration, run: StreamRun) -> dict[str, list[int]]:
+    """Return the frontier of each shard, by view, of the states that a stream began with.
+
+    Args:
+        config: The configuration, with the folders of the stream.
+        run: The record of the stream.
+    """
+    project = config.project
+    upgrade = UpgradeRecord.of(run, config.current.stream_folder)
+    if upgrade is not None:
+        return {view.name: list(upgrade.frontiers[view.name]) for view in project.views}
+    watermarks = watermarks_at(stream_log(config.current), project, run.as_of_us)
+    return {
+        view.name: [frontier_of(project, view, watermarks)] * config.shards
+        for view in project.views
+    }

@@ -74,7 +74,7 @@ def make_operator(project: Project, key: str, options: FeaturizeOptions) -> Shar
         inputs=Inputs(
             event_partitions=options.partitions[stream.name],
             request_partitions=options.partitions[project.request.name],
-            lateness_us=stream.tolerance_us - stream.out_of_orderness_us,
+            lateness_us=stream.lateness_us,
         ),
         mode=options.mode,
         publish=published,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -135,6 +135,72 @@ def encode_joiner(state: JoinerState, project: Project, key: JoinerKey = ONLY_JO
     return encode_document(Kind.JOINER_STATE, project.name, fields, blobs)
 
 
+class StoredJoiner(NamedTuple):
+    """A joiner's state as it is written: its views and columns are those of another project.
+
+    Attributes:
+        key: The joiner.
+        views: View to the hash of its definition and its columns, in the order of the state.
+        shards: The number of shards that each view had.
+        state: The state, which is read-only.
+    """
+
+    key: JoinerKey
+    views: dict[str, tuple[str, list[str]]]
+    shards: int
+    state: JoinerState
+
+
+def read_joiner_state(
+    data: bytes,
+    project: str,
+    what: str = "the state of the joining stage",
+    remedy: str = _REMEDY,
+) -> StoredJoiner:
+    """Decode a joiner's state, whatever its views are.
+
+    Args:
+        data: The bytes.
+        project: The name of the project that the state must belong to.
+        what: What it is; used in the error.
+        remedy: What to do about it; likewise.
+
+    Raises:
+        StateMismatch: It is of another project.
+        StateVersionError: Its version is not supported.
+        DamagedState: The bytes are not a joiner's state.
+    """
+    found = decode_document(data, Kind.JOINER_STATE, what, remedy, project)
+    fields, blobs = found.fields, iter(found.blobs)
+    views = {name: (digest, columns) for name, digest, columns in fields["views"]}
+    width = sum(len(columns) for _, columns in views.values())
+    closed = zip(np.frombuffer(next(blobs), _WORD).tolist(), bytes(next(blobs)), strict=True)
+    state = JoinerState(
+        closed={group: bool(answered) for group, answered in closed},
+        pending={
+            group: _pending(batch_of(next(blobs)), next(blobs), next(blobs), missing, width)
+            for group, missing in fields["pending"]
+        },
+        early={
+            group: [
+                AnswerPart(view, shard, number, frontier_us, batch_of(next(blobs)))
+                for view, shard, number, frontier_us in parts
+            ]
+            for group, parts in fields["early"]
+        },
+        waiting={(view, shard): dict(waiting) for view, shard, waiting in fields["waiting"]},
+        savepoints={
+            (view, shard): SavepointPart(view, shard, number, tuple(groups))
+            for view, shard, number, groups in fields["stops"]
+        },
+        frontiers=np.array(fields["frontiers"], np.int64),
+        numbers=np.array(fields["numbers"], np.int64),
+        epoch=fields.get("epoch", 0),
+    )
+    key = JoinerKey(*fields.get("joiner", (ONLY_JOINER.number, ONLY_JOINER.joiners)))
+    return StoredJoiner(key, views, fields["shards"], state)
+
+
 def decode_joiner(
     data: bytes, project: Project, shards: int, key: JoinerKey = ONLY_JOINER
 ) -> JoinerState:
@@ -152,37 +218,14 @@ def decode_joiner(
         StateVersionError: Its version is not supported.
         DamagedState: The bytes are not a joiner's state.
     """
-    found = decode_document(
-        data, Kind.JOINER_STATE, "the state of the joining stage", _REMEDY, project.name
-    )
-    fields = found.fields
-    stored = JoinerKey(*fields.get("joiner", (ONLY_JOINER.number, ONLY_JOINER.joiners)))
-    if stored != key:
-        raise StateMismatch(f"the state is of {stored}, and {key} begins with it; {_REMEDY}")
-    order = _check_views(fields, project, shards)
-    blobs = iter(found.blobs)
-    closed = zip(np.frombuffer(next(blobs), _WORD).tolist(), bytes(next(blobs)), strict=True)
-    return JoinerState(
-        closed={group: bool(answered) for group, answered in closed},
-        pending={
-            group: _pending(batch_of(next(blobs)), next(blobs), next(blobs), missing, order)
-            for group, missing in fields["pending"]
-        },
-        early={
-            group: [
-                AnswerPart(view, shard, number, frontier_us, batch_of(next(blobs)))
-                for view, shard, number, frontier_us in parts
-            ]
-            for group, parts in fields["early"]
-        },
-        waiting={(view, shard): dict(waiting) for view, shard, waiting in fields["waiting"]},
-        savepoints={
-            (view, shard): SavepointPart(view, shard, number, tuple(groups))
-            for view, shard, number, groups in fields["stops"]
-        },
-        frontiers=np.array(fields["frontiers"], np.int64)[order.views],
-        numbers=np.array(fields["numbers"], np.int64)[order.views],
-        epoch=fields.get("epoch", 0),
+    stored = read_joiner_state(data, project.name)
+    if stored.key != key:
+        raise StateMismatch(f"the state is of {stored.key}, and {key} begins with it; {_REMEDY}")
+    order, state = _check_views(stored, project, shards), stored.state
+    return state._replace(
+        pending={group: order.of(pending) for group, pending in state.pending.items()},
+        frontiers=state.frontiers[order.views],
+        numbers=state.numbers[order.views],
     )
 
 
@@ -198,22 +241,35 @@ class _Order:
     views: list[int]
     columns: list[int]
 
+    def of(self, pending: Pending) -> Pending:
+        """Return requests with views and columns in the project's order."""
+        # Picking columns copies them from the read-only bytes: the joiner writes answers into them.
+        return Pending(
+            rows=pending.rows,
+            values=pending.values[:, self.columns],
+            nulls=pending.nulls[:, self.columns],
+            as_of=pending.as_of[:, self.views],
+            release=pending.release[:, self.views],
+            shard=pending.shard[:, self.views],
+            missing=[pending.missing[place] for place in self.views],
+        )
+
 
 def _columns(view: FeatureView) -> list[str]:
     return [column.name for column in view.columns]
 
 
-def _check_views(fields: Mapping[str, Any], project: Project, shards: int) -> _Order:
-    stored = {name: digest for name, digest, _ in fields["views"]}
+def _check_views(found: StoredJoiner, project: Project, shards: int) -> _Order:
+    stored = {name: digest for name, (digest, _) in found.views.items()}
     views = {view.name: view.hash for view in project.views}
-    if stored != views or fields["shards"] != shards:
+    if stored != views or found.shards != shards:
         raise StateMismatch(
             f"the state of the joining stage is of the views {_named(stored)} in "
-            f"{fields['shards']} shards, the project has {_named(views)} in {shards}"
+            f"{found.shards} shards, the project has {_named(views)} in {shards}"
             f"{_difference(stored, views)}; {_REMEDY}"
         )
     places = {name: place for place, name in enumerate(stored)}
-    columns = [column for _, _, names in fields["views"] for column in names]
+    columns = [column for _, names in found.views.values() for column in names]
     return _Order(
         [places[view.name] for view in project.views],
         [columns.index(name) for view in project.views for name in _columns(view)],
@@ -242,24 +298,21 @@ def _difference(stored: Mapping[str, str], views: Mapping[str, str]) -> str:
 
 
 def _pending(
-    rows: pa.RecordBatch, words: pa.Buffer, nulls: pa.Buffer, missing: list[int], order: _Order
+    rows: pa.RecordBatch, words: pa.Buffer, nulls: pa.Buffer, missing: list[int], columns: int
 ) -> Pending:
-    count, columns, views = rows.num_rows, len(order.columns), len(order.views)
+    count, views = rows.num_rows, len(missing)
     widths = (columns, views, views, views)
-    matrices = np.split(np.frombuffer(words, _WORD), np.cumsum([count * w for w in widths])[:-1])
-    # Picking columns copies them from the read-only bytes: the joiner writes answers into them.
+    ends = np.cumsum([count * width for width in widths])[:-1]
     values, as_of, release, shard = (
-        matrix.astype(np.int64).reshape(count, len(picked))[:, picked]
-        for matrix, picked in zip(
-            matrices, (order.columns, order.views, order.views, order.views), strict=True
-        )
+        matrix.astype(np.int64, copy=False).reshape(count, width)
+        for matrix, width in zip(np.split(np.frombuffer(words, _WORD), ends), widths, strict=True)
     )
     return Pending(
         rows=rows,
         values=values,
-        nulls=np.frombuffer(nulls, np.uint8).reshape(count, columns)[:, order.columns],
+        nulls=np.frombuffer(nulls, np.uint8).reshape(count, columns),
         as_of=as_of,
         release=release,
         shard=shard,
-        missing=[missing[place] for place in order.views],
+        missing=missing,
     )

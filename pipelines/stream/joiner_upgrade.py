@@ -9,59 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.kernel import hashing
-from tidemill.pipelines.io.batch_bytes import batch_of
-from tidemill.pipelines.io.framing import Kind, decode_document
 from tidemill.pipelines.io.log import POSITION, RECEIVED
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import joiner_of
 from tidemill.pipelines.stream.joiner_key import JoinerKey
-from tidemill.pipelines.stream.joiner_state import Pending
+from tidemill.pipelines.stream.joiner_state import Pending, StoredJoiner, read_joiner_state
 from tidemill.pipelines.stream.joiners import Joiners
 from tidemill.pipelines.stream.sequence import request_rows, split_by_shard
 
 _REMEDY: Final = "restore the folder from a copy"
-_WORD: Final = np.dtype("<i8")
 
 
-class _View(NamedTuple):
-    """A view in the state of the stream before.
-
-    Attributes:
-        name: Its name.
-        place: Its place among the views.
-        columns: Its columns, and their places among those of all views.
-    """
-
-    name: str
-    place: int
-    columns: dict[str, int]
-
-
-class _Held(NamedTuple):
-    """What a joiner of the stream before held.
-
-    Attributes:
-        pending: Group to its requests, with the columns of that stream's views.
-        closed: The newest closed groups.
-        views: The views, by name.
-        frontiers: int64, ``(views, shards)``.
-    """
-
-    pending: Mapping[int, Pending]
-    closed: Mapping[int, bool]
-    views: Mapping[str, _View]
-    frontiers: Int64Array
-
-
-def read_held(folder: Path, project: str, joiners: int) -> list[_Held]:
+def read_held(folder: Path, project: str, joiners: int) -> list[StoredJoiner]:
     """Read what the joiners of a stream held at a savepoint, whatever its views were.
 
     Args:
@@ -73,53 +39,27 @@ def read_held(folder: Path, project: str, joiners: int) -> list[_Held]:
         StateError: A state is damaged, or of another version or project.
     """
     paths = [folder / key.state_name for key in JoinerKey.all(joiners)]
-    return [_read(path, project) for path in paths if path.exists()]
+    return [
+        read_joiner_state(
+            path.read_bytes(), project, f"{path}: the state of the joining stage", _REMEDY
+        )
+        for path in paths
+        if path.exists()
+    ]
 
 
-def _read(path: Path, project: str) -> _Held:
-    what = f"{path}: the state of the joining stage"
-    found = decode_document(path.read_bytes(), Kind.JOINER_STATE, what, _REMEDY, project)
-    fields, blobs = found.fields, iter(found.blobs)
-    names = [column for _, _, columns in fields["views"] for column in columns]
-    views = {
-        name: _View(name, place, {column: names.index(column) for column in columns})
-        for place, (name, _, columns) in enumerate(fields["views"])
-    }
-    closed = zip(np.frombuffer(next(blobs), _WORD).tolist(), bytes(next(blobs)), strict=True)
-    answered = {group: bool(is_answered) for group, is_answered in closed}
-    pending = {
-        group: _pending(batch_of(next(blobs)), next(blobs), next(blobs), missing, len(names))
-        for group, missing in fields["pending"]
-    }
-    return _Held(pending, answered, views, np.array(fields["frontiers"], np.int64))
-
-
-def _pending(
-    rows: pa.RecordBatch, words: pa.Buffer, nulls: pa.Buffer, missing: list[int], columns: int
-) -> Pending:
-    count, views = rows.num_rows, len(missing)
-    widths = (columns, views, views, views)
-    ends = np.cumsum([count * width for width in widths])[:-1]
-    values, as_of, release, shard = (
-        part.astype(np.int64).reshape(count, width)
-        for part, width in zip(np.split(np.frombuffer(words, _WORD), ends), widths, strict=True)
-    )
-    flags = np.frombuffer(nulls, np.uint8).reshape(count, columns)
-    return Pending(rows, values, flags, as_of, release, shard, missing)
-
-
-def has_pending(held: Iterable[_Held]) -> bool:
+def has_pending(held: Iterable[StoredJoiner]) -> bool:
     """Tell whether some request waits for an answer."""
-    return any(one.pending for one in held)
+    return any(one.state.pending for one in held)
 
 
-def least_frontier(held: Iterable[_Held]) -> int:
+def least_frontier(held: Iterable[StoredJoiner]) -> int:
     """Return the least frontier of all views and shards: earlier requests were answered by all."""
-    return int(min(one.frontiers.min() for one in held))
+    return int(min(one.state.frontiers.min() for one in held))
 
 
 def upgraded_joiners(
-    held: Sequence[_Held],
+    held: Sequence[StoredJoiner],
     empty: Joiners,
     carried: Collection[str],
     polls: int,
@@ -139,9 +79,9 @@ def upgraded_joiners(
         for place, view in enumerate(joiner.project.views):
             joiner.frontiers[place] = frontiers[view.name]
     for one in held:
-        for group, is_answered in one.closed.items():
+        for group, is_answered in one.state.closed.items():
             _joiner(empty, group).closed[group] = is_answered
-        for group, pending in one.pending.items():
+        for group, pending in one.state.pending.items():
             joiner = _joiner(empty, group)
             joiner.pending[group] = _moved(pending, one.views, joiner.project, carried)
     return empty
@@ -152,27 +92,39 @@ def _joiner(joiners: Joiners, group: int) -> AnswerJoiner:
 
 
 def _moved(
-    pending: Pending, views: Mapping[str, _View], project: Project, carried: Collection[str]
+    pending: Pending,
+    views: Mapping[str, tuple[str, list[str]]],
+    project: Project,
+    carried: Collection[str],
 ) -> Pending:
-    """Return requests with the columns of another version's views."""
+    """Return requests with the columns of another version's views.
+
+    Args:
+        pending: The requests.
+        views: The views that they have columns of (`StoredJoiner.views`).
+        project: The project of the other version.
+        carried: The views whose answers count.
+    """
+    names = [column for _, columns in views.values() for column in columns]
+    places = {name: place for place, name in enumerate(views)}
     count, width = pending.rows.num_rows, len(project.columns)
     values, nulls = np.zeros((count, width), np.int64), np.zeros((count, width), np.uint8)
     as_of, release = (np.zeros((count, len(project.views)), np.int64) for _ in range(2))
     shard = np.full((count, len(project.views)), -1, np.int64)
     missing, at = [], 0
     for place, view in enumerate(project.views):
-        former = views.get(view.name) if view.name in carried else None
+        former = places.get(view.name) if view.name in carried else None
         columns = [column.name for column in view.columns]
         if former is None:
             missing.append(count)
         else:
-            picked = [former.columns[name] for name in columns]
+            picked = [names.index(name) for name in columns]
             values[:, at : at + len(columns)] = pending.values[:, picked]
             nulls[:, at : at + len(columns)] = pending.nulls[:, picked]
-            as_of[:, place] = pending.as_of[:, former.place]
-            release[:, place] = pending.release[:, former.place]
-            shard[:, place] = pending.shard[:, former.place]
-            missing.append(pending.missing[former.place])
+            as_of[:, place] = pending.as_of[:, former]
+            release[:, place] = pending.release[:, former]
+            shard[:, place] = pending.shard[:, former]
+            missing.append(pending.missing[former])
         at += len(columns)
     return Pending(pending.rows, values, nulls, as_of, release, shard, missing)
 

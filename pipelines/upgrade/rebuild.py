@@ -33,7 +33,6 @@ from tidemill.pipelines.recovery.republish import keeps_frontiers, publish_shard
 from tidemill.pipelines.recovery.store_fills import new_fills
 from tidemill.pipelines.recovery.stream_beginning import (
     begin_at,
-    lateness_us,
     operators_at,
     part_between,
     watermarks_after,
@@ -90,7 +89,7 @@ class Rebuild:
         self._positions = savepoint.positions
         # Below it nothing comes any more that is accepted.
         floors = {
-            name: least_us - lateness_us(config.project.view(name)) - 1 for name in self.views
+            name: least_us - config.project.view(name).stream.lateness_us - 1 for name in self.views
         }
         known = watermarks_after(config, self.run, self._upgrade, savepoint.polls)
         total = len(self.views) * config.shards

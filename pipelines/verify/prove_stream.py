@@ -33,8 +33,8 @@ from tidemill.pipelines.recovery.log_parts import (
     stream_log,
 )
 from tidemill.pipelines.recovery.savepoints import faults_of_savepoint
-from tidemill.pipelines.recovery.stream_beginning import began_at, carried_joiners
-from tidemill.pipelines.recovery.upgrade_record import UpgradeRecord
+from tidemill.pipelines.recovery.stream_beginning import carried_joiners
+from tidemill.pipelines.recovery.upgrade_record import UpgradeRecord, began_at
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.scratch import scratch_folder
 from tidemill.pipelines.stream.answer_join import answered_schema

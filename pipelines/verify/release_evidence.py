@@ -13,7 +13,7 @@ from tidemill.features.definitions import FeatureView
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.release_log import place_of, read_release_lines
-from tidemill.pipelines.recovery.upgrade_record import UpgradeRecord
+from tidemill.pipelines.recovery.upgrade_record import UpgradeRecord, began_at
 from tidemill.pipelines.verify.source_history import History, PositionVector, Seen
 
 
@@ -176,9 +176,6 @@ def evidence_of(
         run: The record of the stream.
         releases: By view, shard and number: the frontier and the positions of events.
     """
-    # It makes operators, and Beam comes with them: who only reads evidence has no need of it.
-    from tidemill.pipelines.recovery.stream_beginning import began_at
-
     handoff_us: dict[str, int] = {}
     handoff: dict[str, PositionVector] = {}
     if run is not None:
