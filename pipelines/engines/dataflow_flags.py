@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from tidemill.features.errors import WrongBeamFlag
+from tidemill.pipelines.engines.user_flags import check_form, flag_parser, parse_flags
 
 _REQUIRED: Final[Mapping[str, str]] = {
     "project": "the Google Cloud project",
@@ -85,7 +85,7 @@ def read_flags(flags: Sequence[str]) -> DataflowPlace:
     Raises:
         WrongBeamFlag: One is missing, would break what a stream promises, or is no flag.
     """
-    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
+    parser = flag_parser()
     for name in _REQUIRED:
         parser.add_argument(f"--{name}")
     parser.add_argument("--job_name")
@@ -93,15 +93,7 @@ def read_flags(flags: Sequence[str]) -> DataflowPlace:
     parser.add_argument("--num_workers", type=int, default=1)
     parser.add_argument("--max_num_workers", type=int)
     parser.add_argument("--dataflow_service_options", "--dataflow_service_option", action="append")
-    for name in _REFUSED:
-        parser.add_argument(f"--{name}", nargs="?", const="", dest=name)
-    try:
-        given, others = parser.parse_known_args(list(flags))
-    except argparse.ArgumentError as error:
-        raise WrongBeamFlag(f"Beam's flags {' '.join(flags)!r}: {error}") from None
-    for name, why in _REFUSED.items():
-        if getattr(given, name) is not None:
-            raise WrongBeamFlag(f"--{name} is not for a user to give: {why}; leave it out")
+    given, others = parse_flags(parser, flags, _REFUSED, "{} is not for a user to give")
     missing = [name for name in _REQUIRED if not getattr(given, name)]
     if missing:
         said = ", ".join(f"--{name} ({_REQUIRED[name]})" for name in missing)
@@ -123,9 +115,7 @@ def read_flags(flags: Sequence[str]) -> DataflowPlace:
         found = getattr(given, name)
         if found and not form.fullmatch(found):
             raise WrongBeamFlag(f"--{name}={found}: expected one such as {example}")
-    for one in others:
-        if not one.startswith("--"):
-            raise WrongBeamFlag(f"{one!r} is no flag of Beam: write --NAME=VALUE")
+    check_form(others)
     return DataflowPlace(
         given.project,
         given.region,

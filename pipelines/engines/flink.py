@@ -16,7 +16,6 @@ The promises:
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import socket
@@ -36,6 +35,7 @@ from tidemill.pipelines.engines.flink_jobs import (
     why_failed,
     workers_here,
 )
+from tidemill.pipelines.engines.user_flags import check_form, flag_parser, parse_flags
 from tidemill.pipelines.engines.worker_code import WorkerCode
 from tidemill.pipelines.servers.flink_cluster import ask_rest
 from tidemill.pipelines.servers.flink_settings import FlinkPorts
@@ -107,21 +107,13 @@ def read_flags(flags: Sequence[str]) -> FlinkPlace:
         WrongBeamFlag: One would break what a stream promises, or is no flag.
     """
     default = FlinkPlace()
-    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
+    parser = flag_parser()
     parser.add_argument("--flink_master", default=default.rest)
     parser.add_argument("--job_endpoint", default=default.job_server)
     parser.add_argument("--environment_type", default="EXTERNAL")
     parser.add_argument("--environment_config", default=default.workers)
     parser.add_argument("--parallelism", type=int, default=default.parallelism)
-    for name in _REFUSED:
-        parser.add_argument(f"--{name}", nargs="?", const="", dest=name)
-    try:
-        given, others = parser.parse_known_args(list(flags))
-    except argparse.ArgumentError as error:
-        raise WrongBeamFlag(f"Beam's flags {' '.join(flags)!r}: {error}") from None
-    for name, why in _REFUSED.items():
-        if getattr(given, name) is not None:
-            raise WrongBeamFlag(f"a stream sets --{name} itself: {why}; leave it out")
+    given, others = parse_flags(parser, flags, _REFUSED, "a stream sets {} itself")
     if given.environment_type != "EXTERNAL":
         raise WrongBeamFlag(
             f"--environment_type={given.environment_type}: workers come from a pool that "
@@ -130,9 +122,7 @@ def read_flags(flags: Sequence[str]) -> FlinkPlace:
         )
     if given.parallelism < 1:
         raise WrongBeamFlag(f"--parallelism={given.parallelism}: give 1 or more")
-    for one in others:
-        if not one.startswith("--"):
-            raise WrongBeamFlag(f"{one!r} is no flag of Beam: write --NAME=VALUE")
+    check_form(others)
     rest = given.flink_master.removeprefix("http://").rstrip("/")
     return FlinkPlace(
         rest, given.job_endpoint, given.environment_config, given.parallelism, tuple(others)

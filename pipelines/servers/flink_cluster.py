@@ -208,20 +208,24 @@ class JobManager(ClusterServer):
         return self._asked("/overview") is not None
 
 
-class TaskManager(ClusterServer):
-    """Flink's TaskManager."""
-
-    name = "Flink TaskManager"
+class PortlessServer(ClusterServer):
+    """A process without a port that others know."""
 
     @property
     def port(self) -> int:
-        """The port on which the JobManager tells that it is there; its own are chosen anew."""
+        """That of the JobManager, which tells one cluster from another."""
         return self.ports.rest
 
     @property
     def listens(self) -> Sequence[int]:
-        """All ports that must be free before it starts."""
+        """No port must be free before it starts."""
         return ()
+
+
+class TaskManager(PortlessServer):
+    """Flink's TaskManager; its ports are chosen anew, and the JobManager knows them."""
+
+    name = "Flink TaskManager"
 
     @property
     def _id_file(self) -> Path:
@@ -327,20 +331,10 @@ SERVERS: Final = (JobManager, TaskManager, JobServer, WorkerPool)
 """The processes of a cluster, in the order in which they are started."""
 
 
-class Supervisor(ClusterServer):
+class Supervisor(PortlessServer):
     """The process that starts again what has ended of `SERVERS`."""
 
     name = "Flink supervisor"
-
-    @property
-    def port(self) -> int:
-        """That of the JobManager, which tells one cluster from another; it has none of its own."""
-        return self.ports.rest
-
-    @property
-    def listens(self) -> Sequence[int]:
-        """No port."""
-        return ()
 
     def command(self) -> list[str]:
         """Return the program and its arguments."""
