@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -99,7 +99,44 @@ class Run:
         self.begin_ms = begin_ms
 
 
-class Peer(System):
+class Program(System):
+    """A system that is a process, and what it starts."""
+
+    _process: subprocess.Popen[bytes] | None = None
+    _log = Path()
+
+    def _start(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+        """Start the process in a folder, in a session of its own."""
+        self._log = folder / "program.log"
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def processes(self) -> Iterable[int]:
+        """Return its process."""
+        return () if self._process is None else (self._process.pid,)
+
+    def failure(self) -> str | None:
+        """Return the end of its log, if it has ended."""
+        if self._process is None or self._process.poll() is None:
+            return None
+        return last_words(self._log)
+
+    def stop(self) -> None:
+        """End it and all that it started."""
+        if self._process is not None:
+            end_group(self._process)
+            self._process = None
+
+
+class Peer(Program):
     """A program in an environment of its own.
 
     Args:
@@ -116,8 +153,6 @@ class Peer(System):
         self._folder, self._program = HERE / (folder or name), program
         self._python = Path()
         self._jars: list[str] = []
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log = Path()
 
     def prepare(self) -> None:
         """Make its environment, exactly as its lock says; and fetch its jars."""
@@ -144,7 +179,6 @@ class Peer(System):
         }
         path = run.folder / "job.json"
         path.write_text(json.dumps(job))
-        self._log = run.folder / "program.log"
         java = machines_java()
         environment = {
             **{key: value for key, value in os.environ.items() if key != "PYTHONHOME"},
@@ -155,32 +189,8 @@ class Peer(System):
             "PATHWAY_THREADS": str(run.parallelism),
             "PYSPARK_PYTHON": str(self._python),
         }
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(self._python), str(self._folder / self._program), str(path)],
-                cwd=run.folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def processes(self) -> Iterable[int]:
-        """Return its process."""
-        return () if self._process is None else (self._process.pid,)
-
-    def failure(self) -> str | None:
-        """Return the end of its log, if it has ended."""
-        if self._process is None or self._process.poll() is None:
-            return None
-        return last_words(self._log)
-
-    def stop(self) -> None:
-        """End it and all that it started."""
-        if self._process is not None:
-            end_group(self._process)
-            self._process = None
+        command = [str(self._python), str(self._folder / self._program), str(path)]
+        self._start(command, run.folder, environment)
 
 
 class Pathway(Peer):

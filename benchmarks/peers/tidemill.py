@@ -6,12 +6,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.peers.environments import ROOT
 from benchmarks.peers.rows import NAMES, instants
-from benchmarks.peers.systems import Run, System, SystemFailed, end_group, last_words
+from benchmarks.peers.systems import Program, Run, SystemFailed
 from benchmarks.peers.watching import Answer
 from tests.support.flink_cluster import TestCluster
 from tidemill.features.contract import MINUTE
@@ -72,7 +71,7 @@ _HISTORY: Final = 200
 _TAIL: Final = 600
 
 
-class Tidemill(System):
+class Tidemill(Program):
     """A stream of Tidemill.
 
     Args:
@@ -87,9 +86,7 @@ class Tidemill(System):
     def __init__(self, engine: str, client: str = "") -> None:
         self.name = f"tidemill-{engine}" + ("-confluent" if client else "")
         self._engine, self._client = engine, client
-        self._process: subprocess.Popen[bytes] | None = None
         self._cluster: TestCluster | None = None
-        self._log = Path()
 
     def prepare(self) -> None:
         """Everything is there already."""
@@ -98,7 +95,6 @@ class Tidemill(System):
         """Make a history, its features, and start the stream (and the cluster before it)."""
         run.folder.mkdir(parents=True)
         _write(run, self._engine, self._client)
-        self._log = run.folder / "stream.log"
         done = subprocess.run(
             [*_command("backfill")],
             cwd=run.folder,
@@ -115,36 +111,18 @@ class Tidemill(System):
             self._cluster = TestCluster(run.folder / "cluster")
             self._cluster.start()
             flags = [*self._cluster.flags, f"--parallelism={run.parallelism}"]
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                _command("stream", *flags),
-                cwd=run.folder,
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._start(_command("stream", *flags), run.folder, _environment())
 
     def processes(self) -> Iterable[int]:
         """Return the stream and, on Flink, all processes of the cluster."""
-        if self._process is not None:
-            yield self._process.pid
+        yield from super().processes()
         if self._cluster is not None:
             for server in self._cluster.running.values():
                 yield server.process.pid
 
-    def failure(self) -> str | None:
-        """Return the end of the stream's log, if it has ended."""
-        if self._process is None or self._process.poll() is None:
-            return None
-        return last_words(self._log)
-
     def stop(self) -> None:
         """End the stream and the cluster."""
-        if self._process is not None:
-            end_group(self._process)
-            self._process = None
+        super().stop()
         if self._cluster is not None:
             self._cluster.close()
             self._cluster = None

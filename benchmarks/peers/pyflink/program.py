@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 
+from flink_settings import settings
 from point_in_time import DISORDER_MS, add_payment, features_at, job, millis
-from pyflink.common import Configuration, Duration, SimpleStringSchema, Types, WatermarkStrategy
+from pyflink.common import Duration, SimpleStringSchema, Types, WatermarkStrategy
 from pyflink.datastream import KeyedProcessFunction, StreamExecutionEnvironment
 from pyflink.datastream.connectors.base import DeliveryGuarantee
 from pyflink.datastream.connectors.kafka import (
@@ -67,33 +68,18 @@ def rows_of(message: str):
             yield row["card"], millis(row["asked_at"]), row["request"], 0.0
 
 
-def settings() -> Configuration:
-    """Return the settings: those of the guide, for rate or for latency."""
-    config = Configuration()
-    for key, value in {
-        # The Python function runs in the JVM's process: no serialising between processes.
-        "python.execution-mode": os.environ.get("PEERS_FLINK_MODE", "thread"),
-        "python.fn-execution.bundle.time": "5" if JOB.steady else "1000",
-        "python.fn-execution.bundle.size": "1000",
-        "python.state.cache-size": "40000",
-        "execution.buffer-timeout.interval": "1 ms" if JOB.steady else "100 ms",
-        "pipeline.auto-watermark-interval": "10 ms" if JOB.steady else "200 ms",
-        "pipeline.object-reuse": "true",
-        "pipeline.jars": ";".join(f"file://{jar}" for jar in JOB.jars),
-        "state.backend.type": "hashmap",
-        "execution.checkpointing.interval": "10 s",
-        "execution.checkpointing.mode": "EXACTLY_ONCE",
-        "execution.checkpointing.storage": "filesystem",
-        "execution.checkpointing.dir": f"file://{JOB.folder}/checkpoints",
-        "taskmanager.memory.managed.size": "64 mb",
-    }.items():
-        config.set_string(key, value)
-    return config
+FURTHER = {
+    # The Python function runs in the JVM's process: no serialising between processes.
+    "python.execution-mode": os.environ.get("PEERS_FLINK_MODE", "thread"),
+    "python.fn-execution.bundle.time": "5" if JOB.steady else "1000",
+    "python.fn-execution.bundle.size": "1000",
+    "python.state.cache-size": "40000",
+}
 
 
 def main() -> None:
     """Run the job in Flink's local cluster."""
-    env = StreamExecutionEnvironment.get_execution_environment(settings())
+    env = StreamExecutionEnvironment.get_execution_environment(settings(JOB, FURTHER))
     env.set_parallelism(JOB.parallelism)
     watermarks = WatermarkStrategy.for_bounded_out_of_orderness(Duration.of_millis(DISORDER_MS))
 

@@ -7,31 +7,11 @@ what has the same time, so a request's time is moved back by a millisecond.
 
 from __future__ import annotations
 
+from flink_settings import settings
 from point_in_time import DISORDER_MS, WINDOWS_MS, job
-from pyflink.common import Configuration
 from pyflink.table import EnvironmentSettings, TableEnvironment
 
 JOB = job()
-
-
-def settings() -> Configuration:
-    """Return the settings: those of the guide, for rate or for latency."""
-    config = Configuration()
-    for key, value in {
-        "parallelism.default": str(JOB.parallelism),
-        "execution.buffer-timeout.interval": "1 ms" if JOB.steady else "100 ms",
-        "pipeline.auto-watermark-interval": "10 ms" if JOB.steady else "200 ms",
-        "pipeline.object-reuse": "true",
-        "pipeline.jars": ";".join(f"file://{jar}" for jar in JOB.jars),
-        "state.backend.type": "hashmap",
-        "execution.checkpointing.interval": "10 s",
-        "execution.checkpointing.mode": "EXACTLY_ONCE",
-        "execution.checkpointing.storage": "filesystem",
-        "execution.checkpointing.dir": f"file://{JOB.folder}/checkpoints",
-        "taskmanager.memory.managed.size": "64 mb",
-    }.items():
-        config.set_string(key, value)
-    return config
 
 
 def table(name: str, columns: str, topic: str) -> str:
@@ -56,7 +36,7 @@ def main() -> None:
     env = TableEnvironment.create(
         EnvironmentSettings.new_instance()
         .in_streaming_mode()
-        .with_configuration(settings())
+        .with_configuration(settings(JOB, {"parallelism.default": str(JOB.parallelism)}))
         .build()
     )
     late = f"INTERVAL '{DISORDER_MS // 1_000}' SECOND"
