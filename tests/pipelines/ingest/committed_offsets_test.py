@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.logged import logged_by
 from tidemill.features.errors import BrokerUnreachable
 from tidemill.pipelines.config.kafka_section import KafkaTopic
 from tidemill.pipelines.ingest import committed_offsets as module
@@ -85,7 +86,7 @@ def test_a_broker_that_is_away_is_said_once_and_nothing_else_happens(
         broker.is_away = False
         offsets.note({"payments": [7]})
         offsets.close()
-    (said,) = (one.message for one in caplog.records)
+    (said,) = (one.message for one in logged_by(module.__name__, caplog))
     assert said == (
         "offsets of 'payments' are not committed to the group 'group', so tools that show lag do "
         "not see them; the stream goes on: nobody listens; try again"

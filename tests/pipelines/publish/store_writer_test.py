@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from tests.support.fills import Target, opened
+from tests.support.logged import logged_by
 from tests.support.parcels import DEPOT_SPACE
 from tidemill.features.errors import (
     ConflictingPublication,
@@ -102,7 +103,7 @@ def test_a_shard_whose_writes_were_lost_is_written_whole_in_the_same_call(
     assert operators.asked == [("by_depot", 0)]
     # Together, one by one, and the whole shard.
     assert counted.calls == 1 + 2 + 1
-    said = [record.getMessage() for record in caplog.records]
+    said = [record.getMessage() for record in logged_by(store_writer.__name__, caplog)]
     assert [text.partition(":")[0] for text in said] == [
         "the whole shard is published again",
         f"{database.name}, view by_depot, shard 0".partition(":")[0],
@@ -237,7 +238,7 @@ def test_an_outage_is_said_every_ten_seconds_and_when_it_is_over(
             outages.failed("store", error, 600_000_000)
         outages.over("store")
         outages.over("store")
-    assert [record.getMessage() for record in caplog.records] == [
+    assert [record.getMessage() for record in logged_by(store_writer.__name__, caplog)] == [
         *(
             f"the online store takes no writes for {seconds} s now (the stream waits, and gives "
             f"up after 600 s: online_store.give_up_after): {error}"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.logged import logged_by
 from tidemill.pipelines.telemetry import metrics
 from tidemill.pipelines.telemetry.figures import (
     Figures,
@@ -194,5 +195,6 @@ def test_a_full_disk_is_logged_once(
                 break
             threading.Event().wait(0.01)
         threading.Event().wait(0.1)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "cannot be written" in caplog.text
+    said = logged_by(figures_files.__name__, caplog)
+    assert [record.levelname for record in said] == ["WARNING"]
+    assert "cannot be written" in said[0].getMessage()

@@ -9,11 +9,12 @@ from typing import Any, cast
 
 import pytest
 
+from tests.support.logged import logged_by
 from tidemill.features.contract import SECOND, TIME_MIN
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.live.live_source import Ends, LiveFigures, Standing
 from tidemill.pipelines.io.live.lost import AcceptedLoss, Loss, Why
-from tidemill.pipelines.telemetry import metrics
+from tidemill.pipelines.telemetry import metrics, reader_figures
 from tidemill.pipelines.telemetry.facts import source_fact
 from tidemill.pipelines.telemetry.figures import Figures, gauge_values
 from tidemill.pipelines.telemetry.json_log import JsonFormatter
@@ -60,7 +61,8 @@ def rig() -> Rig:
 
 
 def events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+    records = logged_by(reader_figures.__name__, caplog)
+    lines = [json.loads(JsonFormatter().format(record)) for record in records]
     return [(line["level"], line["event"]) for line in lines]
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.folders import made_root
 from tests.support.live_project import CONFIGURATION, PROJECT
+from tests.support.logged import logged_by
 from tidemill.features.errors import BrokerUnreachable, ConfigurationError
 from tidemill.pipelines.config.configuration import Configuration, load
 from tidemill.pipelines.config.telemetry_section import MetricsPage, TraceOptions
@@ -95,7 +96,8 @@ def test_a_stream_is_seen_while_it_runs_and_after(
     assert found.error is None
     (left,) = figures_files(current.folder).read(found.run)
     assert left.counters[metrics.PREDICTIONS.name, ()] == 3
-    lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+    records = logged_by(running.__module__, caplog)
+    lines = [json.loads(JsonFormatter().format(record)) for record in records]
     assert [line["event"] for line in lines] == ["start", "segment", "savepoint", "drain", "end"]
 
 
