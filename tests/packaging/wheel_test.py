@@ -181,7 +181,7 @@ def test_kernel_is_compiled_by_processes_and_once_for_equal_sources(installed: I
     assert installed.run("python", "-c", code) == "True\n"
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 def test_whole_loop_runs_beside_the_users_own_packages(installed: Installed) -> None:
     for command in ("validate", "backfill", "train", "stream"):
         installed.run("tidemill", command, "--quiet")

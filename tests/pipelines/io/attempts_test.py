@@ -45,6 +45,11 @@ def said(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+def waits_for_a_lock(pid: int) -> bool:
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any("-> FLOCK" in line and f" {pid} " in line for line in lines)
+
+
 def test_an_attempt_is_closed_when_its_last_worker_has_ended_and_no_worker_comes_later(
     tmp_path: Path,
 ) -> None:
@@ -71,11 +76,14 @@ def test_a_worker_that_had_the_file_open_when_the_attempt_was_closed_is_refused(
     with attempt.submitted(), attempt.workers_lock.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with worker(attempt) as waiting:
-            while not attempt.workers():
-                assert waiting.poll() is None
-            attempt.workers_lock.unlink()
-            fcntl.flock(file, fcntl.LOCK_UN)
+            try:
+                while not waits_for_a_lock(waiting.pid):
+                    assert waiting.poll() is None
+                attempt.workers_lock.unlink()
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)
             assert said(waiting) == "refused"
+    assert attempt.workers() == []
 
 
 def test_a_source_goes_on_while_its_program_lives_and_stops_behind_it(tmp_path: Path) -> None:
