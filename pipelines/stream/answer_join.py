@@ -125,6 +125,7 @@ class AnswerJoiner:
         waiting: By (view's name, shard): the frontiers of early releases, by release number.
         savepoints: By (view's name, shard): its part about the next savepoint.
         epoch: How many savepoints were passed since the run began.
+        given_up: Groups of which some requests were given up, while others wait.
         later: Parts from behind the mark of the next savepoint, in the order in which they came.
     """
 
@@ -140,6 +141,7 @@ class AnswerJoiner:
     waiting: dict[tuple[str, int], dict[int, int]] = field(default_factory=dict)
     savepoints: dict[tuple[str, int], SavepointPart] = field(default_factory=dict)
     epoch: int = 0
+    given_up: frozenset[int] = frozenset()
     later: list[Part] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -150,7 +152,6 @@ class AnswerJoiner:
         self.numbers = np.zeros((len(widths), self.shards), np.int64)
         self._earliest: dict[int, int] = {}
         self._complete: dict[int, None] = {}
-        self._given_up: set[int] = set()
 
     def state(self) -> bytes:
         """Encode the state."""
@@ -323,7 +324,7 @@ class AnswerJoiner:
         positions, view = _positions(pending.rows), self._places[part.view]
         place = np.searchsorted(positions, words.ordinals)
         is_gone = positions[np.minimum(place, len(positions) - 1)] != words.ordinals
-        if is_gone.any() and group in self._given_up:
+        if is_gone.any() and group in self.given_up:
             words, place = words.only(~is_gone), place[~is_gone]
         elif is_gone.any() or (pending.shard[place, view] != -1).any():
             raise self._answered_twice(group, part)
@@ -379,8 +380,8 @@ class AnswerJoiner:
 
     def _close(self, group: int) -> None:
         """Remember that no request of a group waits any more."""
-        self.closed[group] = group not in self._given_up
-        self._given_up.discard(group)
+        self.closed[group] = group not in self.given_up
+        self.given_up -= {group}
         self._complete.pop(group, None)
         self._earliest.pop(group, None)
         if len(self.closed) > _REMEMBERED:
@@ -445,7 +446,7 @@ class AnswerJoiner:
             is_lost: ``(rows,)``: which are given up.
             is_silent: ``(views,)``: the views that did not answer.
         """
-        self._given_up.add(group)
+        self.given_up |= {group}
         if is_lost.all():
             del self.pending[group]
             self._close(group)

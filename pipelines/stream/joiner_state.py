@@ -82,6 +82,7 @@ class JoinerState(NamedTuple):
     frontiers: Int64Array
     numbers: Int64Array
     epoch: int = 0
+    given_up: frozenset[int] = frozenset()
 
 
 def encode_joiner(state: JoinerState, project: Project, key: JoinerKey = ONLY_JOINER) -> bytes:
@@ -130,6 +131,8 @@ def encode_joiner(state: JoinerState, project: Project, key: JoinerKey = ONLY_JO
         "frontiers": state.frontiers.tolist(),
         "numbers": state.numbers.tolist(),
         **epoch_field(state.epoch),
+        # Not in states of versions that answered all requests of a group together.
+        **({"given_up": sorted(state.given_up)} if state.given_up else {}),
         **({} if key == ONLY_JOINER else {"joiner": [key.number, key.joiners]}),
     }
     return encode_document(Kind.JOINER_STATE, project.name, fields, blobs)
@@ -196,6 +199,7 @@ def read_joiner_state(
         frontiers=np.array(fields["frontiers"], np.int64),
         numbers=np.array(fields["numbers"], np.int64),
         epoch=fields.get("epoch", 0),
+        given_up=frozenset(fields.get("given_up", ())),
     )
     key = JoinerKey(*fields.get("joiner", (ONLY_JOINER.number, ONLY_JOINER.joiners)))
     return StoredJoiner(key, views, fields["shards"], state)

@@ -84,6 +84,8 @@ def upgraded_joiners(
         for group, pending in one.state.pending.items():
             joiner = _joiner(empty, group)
             joiner.pending[group] = _moved(pending, one.views, joiner.project, carried)
+            if group in one.state.given_up:
+                joiner.given_up |= {group}
     return empty
 
 

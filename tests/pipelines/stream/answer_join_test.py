@@ -158,6 +158,10 @@ def test_a_repeat_of_requests_of_which_some_were_answered_is_known_by_the_others
     raise AssertionError("no poll was answered in parts")
 
 
+def mentions(part: AnswerPart, group: int) -> bool:
+    return part.answers is not None and group in part.answers.column("group").to_pylist()
+
+
 def test_requests_that_are_given_up_take_no_other_one_along() -> None:
     """A request of an hour later in the same poll is answered when its time has come."""
     _, parts = parts_of(5)
@@ -174,6 +178,16 @@ def test_requests_that_are_given_up_take_no_other_one_along() -> None:
     assert joining.pending[chosen.group].rows.column("at").cast(pa.int64()).to_pylist() == [
         max(times)
     ]
+    # Also behind a restart their answers are no others' business.
+    again = joiner(answer_within_us=1)
+    again.restore(joining.state())
+    for one in (joining, again):
+        one.frontiers[:] = late_us + 2
+        answered, given_up = one.receive(
+            part for part in parts if isinstance(part, AnswerPart) and mentions(part, chosen.group)
+        )
+        assert (sum(batch.num_rows for batch in answered), given_up) == (1, [])
+        assert not one.pending
 
 
 def test_an_answered_batch_has_the_requests_as_they_came() -> None:
