@@ -28,6 +28,7 @@ ROOT: Final = "root"
 
 _KILLED_S: Final = 5.0
 _WAKES_S: Final = 60.0
+_SHOWN: Final = 6_000
 _FENCED: Final = "SupersededWriter"
 _RESTORING: Final = "_while_restoring"
 _LAST: Final = ("pause", "cut", "fill")
@@ -222,7 +223,12 @@ def outdate_worker_without_lock(run: FaultRun, _: float) -> None:
             assert one.send(signal.SIGCONT), "a worker without a lock was ended"
         with suppress(AssertionError):
             run.wait(lambda: _FENCED in run.log_of_workers()[said:], within_s=_WAKES_S)
-        run.fenced.append(_FENCED in run.log_of_workers()[said:])
+        is_fenced = _FENCED in run.log_of_workers()[said:]
+        run.fenced.append(is_fenced)
+        if not is_fenced:
+            left = [one.pid for one in victims if one.is_alive()]
+            run.say(f"not fenced: {victims}, of which {left} are left:")
+            run.say(run.log_of_workers()[said:][-_SHOWN:])
         run.wait_for_answers(5)
         _kill([alone])
         run.wait(lambda: not any(one.is_alive() for one in victims))
