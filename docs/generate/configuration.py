@@ -131,6 +131,7 @@ stream:
   joiners: 2
   readers: 2
   inference: {accelerator: "type:nvidia-l4;count:1;install-nvidia-driver", min_ram: 8GB}
+  exchange: "s3://bucket/tidemill?region=eu-west-1"
 predictions: {kafka: {bootstrap: "localhost:9092", topic: predictions}}
 rejected: {kafka: {bootstrap: "localhost:9092", topic: rejected}}
 metrics: {listen: "localhost:9464"}

@@ -29,7 +29,7 @@ online_store: {type: sqlite, path: online.db}  # `pipelines.config.online_sectio
 offline_store: {type: parquet}  # optional (`pipelines.config.offline_section`)
 registry: {type: file, path: registry.db}  # optional (`pipelines.config.registry_section`)
 stream: {engine: fnapi, mode: exact, poll_rows: 4096, speed: null, answer_within: 5m,
-         gap_batches: 1000, joiners: 1, readers: 1, inference: {}}
+         gap_batches: 1000, joiners: 1, readers: 1, inference: {}, exchange: null}
 predictions: {kafka: {...}}     # optional: also to a topic (`pipelines.config.sink_section`)
 rejected: {kafka: {...}}        # optional: rejected records likewise
 archive: {folder: archive}      # optional: rows of topics (`pipelines.config.archive_section`)
@@ -110,6 +110,7 @@ STREAM_KEYS: Final = {
     "joiners": Value.count,
     "readers": Value.count,
     "inference": read_inference,
+    "exchange": or_null(Value.text),
 }
 
 
@@ -193,6 +194,9 @@ class StreamOptions:
         readers: The number of processes that read topics; each reads a share of the partitions of
             every topic. There are no more than the largest topic has partitions.
         inference: What the step that scores requests needs of a machine.
+        exchange: The URL of a folder in object storage, or of one that is mounted everywhere,
+            through which workers of an engine of several processes meet the program; None if they
+            share its disk (`pipelines.io.exchange`).
     """
 
     engine: str | None = None
@@ -206,6 +210,7 @@ class StreamOptions:
     joiners: int = 1
     readers: int = 1
     inference: InferenceOptions = field(default_factory=InferenceOptions)
+    exchange: str | None = None
 
 
 @dataclass(frozen=True)

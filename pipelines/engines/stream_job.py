@@ -8,7 +8,7 @@ process. On Flink the source stays, and the workers are other processes: the job
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from tidemill.pipelines.engines.flink_jobs import end_job, stop_job
 from tidemill.pipelines.engines.options import job_name, pipeline_options
 from tidemill.pipelines.engines.worker_code import WorkerCode
 from tidemill.pipelines.io.attempts import Attempt
+from tidemill.pipelines.io.exchange.program_end import ProgramEnd
 
 if TYPE_CHECKING:
     from apache_beam import Pipeline
@@ -48,6 +49,11 @@ class StreamJob:
     @property
     def attempt(self) -> Attempt | None:
         """The attempt, if the workers are other processes and the source is to stay."""
+        return None
+
+    @property
+    def exchange(self) -> ProgramEnd | None:
+        """The program's end of the exchange, if the workers do not share its disk."""
         return None
 
     def pipeline(self) -> Pipeline:
@@ -80,10 +86,15 @@ class StreamJob:
 class _FlinkJob(StreamJob):
     place: FlinkPlace
     code: WorkerCode
+    meets: ProgramEnd | None
 
     @property
     def attempt(self) -> Attempt:
         return self.code.attempt
+
+    @property
+    def exchange(self) -> ProgramEnd | None:
+        return self.meets
 
     @property
     def _step(self) -> str:
@@ -99,18 +110,30 @@ class _FlinkJob(StreamJob):
         )
 
     def run(self, pipeline: Pipeline, is_whole: Callable[[], bool]) -> PipelineResult:
+        def whole() -> bool:
+            if self.meets is not None:
+                self.meets.check()
+            return is_whole()
+
         job = FlinkRun(self.place, self.code, job_name(self.project, self._step))
+        if self.meets is not None:
+            self.meets.take()
         with named_errors():
             result = job.submit(pipeline)
             check_engine(result, self.choice)
-            job.wait(result, is_whole)
+            job.wait(result, whole)
         stop_job(self.attempt)
         return result
 
 
 @contextmanager
 def stream_job(
-    choice: EngineChoice, project: str, reference: str, definitions: str, attempts: Path
+    choice: EngineChoice,
+    project: str,
+    reference: str,
+    definitions: str,
+    attempts: Path,
+    meeting: Callable[[str], AbstractContextManager[ProgramEnd]] | None = None,
 ) -> Iterator[StreamJob]:
     """Make the job of a stream; whatever happens in the block, no worker is left behind it.
 
@@ -120,14 +143,19 @@ def stream_job(
         reference: ``module:attribute`` of the project.
         definitions: The hash of its definitions.
         attempts: The folder of attempts.
+        meeting: Opens the program's end of an exchange for a job of a name, if the workers of an
+            engine that has some are to share no disk with this program.
     """
     if choice.flink is None:
         yield StreamJob(choice, project)
         return
     attempt = Attempt.below(attempts)
-    code = WorkerCode.here(reference, definitions, attempt)
-    with attempt.submitted():
+    with attempt.submitted(), ExitStack() as opened:
         try:
-            yield _FlinkJob(choice, project, choice.flink, code)
+            # Closed before the lock is free, and after the job has ended.
+            end = None if meeting is None else opened.enter_context(meeting(attempt.name))
+            meets = None if end is None else end.place
+            code = WorkerCode.here(reference, definitions, attempt, meets)
+            yield _FlinkJob(choice, project, choice.flink, code, end)
         finally:
             end_job(attempt)

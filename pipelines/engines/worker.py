@@ -52,9 +52,7 @@ def _prepare(params: dict[str, str]) -> str:
         code.check()
         me = running_process(os.getpid())
         assert me is not None
-        code.attempt.take_up_work(
-            {"pid": me.pid, "started": me.started, "host": socket.gethostname()}
-        )
+        code.take_up_work({"pid": me.pid, "started": me.started, "host": socket.gethostname()})
     except TidemillError as error:
         kind = type(error)
         # On a line of its own, as in a traceback: `pipelines.engines.failures` finds it there.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from tidemill.features.errors import WorkerCodeDiffers, WorkerLacksModule
 from tidemill.features.kernel.code_cache import digest
 from tidemill.pipelines.io.attempts import Attempt
+from tidemill.pipelines.io.exchange.worker_end import ExchangePlace
 from tidemill.pipelines.servers.python_path import import_path
 
 IMPORTS: Final = "path"
@@ -27,17 +28,21 @@ class WorkerCode:
         definitions: The hash of its definitions.
         kernel: The digest of the kernel's sources.
         attempt: The attempt.
+        exchange: Where workers meet the program, if they do not share its disk.
     """
 
     project: str
     definitions: str
     kernel: str
     attempt: Attempt
+    exchange: ExchangePlace | None = None
 
     @staticmethod
-    def here(project: str, definitions: str, attempt: Attempt) -> WorkerCode:
+    def here(
+        project: str, definitions: str, attempt: Attempt, exchange: ExchangePlace | None = None
+    ) -> WorkerCode:
         """Return that of this program."""
-        return WorkerCode(project, definitions, digest(), attempt)
+        return WorkerCode(project, definitions, digest(), attempt, exchange)
 
     def params(self) -> dict[str, str]:
         """Return it as parameters of the request for a worker."""
@@ -47,6 +52,7 @@ class WorkerCode:
             "definitions": self.definitions,
             "kernel": self.kernel,
             "attempt": str(self.attempt.folder),
+            **({} if self.exchange is None else {"exchange": json.dumps(asdict(self.exchange))}),
         }
 
     @staticmethod
@@ -54,12 +60,29 @@ class WorkerCode:
         """Return that of parameters; None if they have none."""
         if "project" not in params:
             return None
+        meets = json.loads(params.get("exchange", "null"))
         return WorkerCode(
             params["project"],
             params["definitions"],
             params["kernel"],
             Attempt(Path(params["attempt"])),
+            None if meets is None else ExchangePlace(**meets),
         )
+
+    def take_up_work(self, process: dict[str, str | int]) -> None:
+        """Tell the program of this process, before it works.
+
+        Args:
+            process: What names it.
+
+        Raises:
+            EngineLost: The attempt is over.
+            ExchangeUnreachable: The program is on another disk, and not reached from here.
+        """
+        if self.exchange is None:
+            self.attempt.take_up_work(process)
+        else:
+            self.exchange.here().join()
 
     def check(self) -> None:
         """Import the project in this process, and compare.

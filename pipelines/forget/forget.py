@@ -3,6 +3,7 @@
 What is done, in this order:
 
 1. Nothing else may write: the locks of builds, streams, mended records and of the archive are held.
+   What a killed stream has left in an exchange is removed.
 2. All work is done in a copy of the root that consists of links
    (`pipelines.forget.linked_copy`): rows of logs are blanked, states, tables and records are made
    again from them, files of predictions, publications and rejected records lose their rows.
@@ -36,7 +37,9 @@ from tidemill.pipelines.forget.subject import Subject
 from tidemill.pipelines.forget.work import SUBJECT, Work, generations_of, now
 from tidemill.pipelines.history.builds import BUILD_LOCK
 from tidemill.pipelines.ingest.mended_live import alone
+from tidemill.pipelines.io.exchange.program_end import remove_left
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.run.holder import root_id
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.proof_record import LOCK as PROOF_LOCK
 from tidemill.serving.files.locks import lock
@@ -64,6 +67,7 @@ def forget(config: Configuration, entity: str, key: str, progress: Progress) -> 
         InputError: There is no such entity, or the key is not of its type.
         Locked: A stream runs, or another process writes.
         StateMismatch: A log, a state or the archive is not what its record says.
+        ExchangeUnreachable: What a job has left in the exchange cannot be removed.
         StoreError: The online store cannot be reached, and nothing has changed; or it cannot be
             written, and `finish` goes on there.
     """
@@ -105,6 +109,8 @@ def _alone(config: Configuration) -> Iterator[None]:
             held.enter_context(lock(path, doing, command=_COMMAND))
         for folder in generations_of(root):
             end_jobs(folder / ENGINE_JOBS)  # of a stream that was killed: its workers may write
+        if config.stream.exchange is not None:
+            remove_left(config.stream.exchange, root_id(root))
         if (root / paths.MENDED_LIVE).exists():
             held.enter_context(alone(root, command=_COMMAND))
         held.enter_context(working(root, _COMMAND))

@@ -57,6 +57,7 @@ class Kind(enum.IntEnum):
     SAVEPOINT_PART = 5
     PUBLISHED = 6
     UNANSWERED = 7
+    EXCHANGED = 8
     # State, in the engine and in files.
     OPERATOR_HEAD = 16
     OPERATOR_SNAPSHOT = 17

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import apache_beam as beam
 from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
@@ -17,7 +17,6 @@ from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.transforms.core import RestrictionProvider, WatermarkEstimatorProvider
 from apache_beam.utils.timestamp import Timestamp
 
-from tidemill.pipelines.io.attempts import Watch
 from tidemill.pipelines.io.cuts import Cut
 
 _STAY_SECONDS: Final = 0.25
@@ -148,16 +147,27 @@ WATERMARKS: Final = _Watermarks()
 """Makes watermark estimators that the DoFn sets."""
 
 
-def stays(watch: Watch, tracker: Any, *, is_sent: bool) -> bool:
+class Watching(Protocol):
+    """Tells a source whether its job goes on."""
+
+    def check(self) -> None:
+        """Check that the source may go on.
+
+        Raises:
+            EngineLost: It must stop.
+        """
+
+
+def stays(watch: Watching, tracker: Any, *, is_sent: bool) -> bool:
     """Tell whether a source of an attempt has sent all; then it stays for a moment, and goes on.
 
     Args:
-        watch: Of its attempt.
+        watch: Tells whether its job goes on.
         tracker: Its tracker.
         is_sent: What its restriction says.
 
     Raises:
-        EngineLost: It must stop (`Watch.check`).
+        EngineLost: It must stop.
     """
     watch.check()
     if is_sent:

@@ -23,7 +23,7 @@ order.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -50,6 +50,7 @@ from tidemill.pipelines.io.poll_restriction import (
     RestrictionCoder,
     stays,
 )
+from tidemill.pipelines.io.poll_source import AHEAD_POLLS
 from tidemill.pipelines.io.steps import Elements, step
 
 _SLICE_SECONDS: Final = 0.1
@@ -265,6 +266,35 @@ class ReplayLog:
             watermark = max(highest, read_before) - definition.out_of_orderness_us
             parts.append(PollPart(definition.name, partition, start, stop, watermark, rows))
         return Poll(after.number, sent_us, tuple(parts))
+
+
+class ReplayPolls:
+    """The polls of a replay, no further ahead of the operators than needed.
+
+    Args:
+        log: What is replayed.
+        taken: Returns the number of the last poll that an operator has taken.
+    """
+
+    def __init__(self, log: ReplayLog, taken: Callable[[], int]) -> None:
+        self._log, self._taken = log, taken
+        self._began: tuple[float, int] | None = None
+
+    def next(self, at: Cut) -> tuple[Poll, list[pa.RecordBatch]] | None:
+        """Return the poll after another, if it may be sent now; no records are rejected."""
+        if at.number >= max(self._taken(), self._log.start.number) + AHEAD_POLLS:
+            return None
+        now_s = time.monotonic()
+        began_s, since_us = self._began = self._began or (now_s, self._log.clock_us(at))
+        due_us = self._log.due_us(now_s - began_s, since_us)
+        found = self._log.next_poll(at, due_us, time.time_ns() // 1_000)
+        return None if found is None else (found[0], [])
+
+    def last(self, at: Cut) -> Poll | None:
+        """Return the poll after the last row, if that was sent."""
+        if at.positions != self._log.stop:
+            return None
+        return self._log.last_poll(at, time.time_ns() // 1_000)
 
 
 class _Read(beam.DoFn):

@@ -158,7 +158,7 @@ class AnswerJoiner:
         state = JoinerState(*(getattr(self, name) for name in JoinerState._fields))
         return encode_joiner(state, self.project, self.key)
 
-    def restore(self, state: bytes) -> None:
+    def restore(self, state: bytes | pa.Buffer) -> None:
         """Decode a `state`.
 
         Raises:

@@ -231,14 +231,14 @@ class _Operate(_OncePerKey):
                 stored[TOKEN_BYTES:], snapshot.read(), log.read(), waiting.read
             )
             operator.attempt = self._next_attempt(operator.attempt)
-            return operator, logged, SavepointFiles()
+            return operator, logged, SavepointFiles(self._options.states)
         if self._options.handoff is not None:
-            read_handoff(self._options.handoff, operator)
+            read_handoff(self._options.handoff, operator, self._options.states)
         operator.attempt = self._next_attempt(0)
         if self._options.handoff is not None:
             # From now on only the engine's state counts, so write the complete state there.
             snapshot.write(operator.snapshot())
-        return operator, 0, SavepointFiles()
+        return operator, 0, SavepointFiles(self._options.states)
 
     @staticmethod
     def _next_attempt(before: int) -> int:
@@ -328,7 +328,7 @@ class _Join(_OncePerKey):
                 return
             if stream is not None:
                 segment = self._options.segment + joiner.epoch
-                write_joiner(savepoint_folder(stream, segment), joiner)
+                write_joiner(savepoint_folder(stream, segment), joiner, self._options.states)
             parts = joiner.pass_savepoint()
 
     def _load(self, key: str, head: Any, log: Any, snapshot: Any) -> tuple[AnswerJoiner, JoinerLog]:
@@ -347,7 +347,7 @@ class _Join(_OncePerKey):
         )
         if token is None:
             if self._options.handoff is not None:
-                read_joiner(self._options.handoff, joiner)
+                read_joiner(self._options.handoff, joiner, self._options.states)
                 # From now on only the engine's state counts, so write the complete state there.
                 snapshot.write(joiner.state())
             return joiner, JoinerLog.after_snapshot()

@@ -8,9 +8,11 @@ from pathlib import Path
 from tidemill.features.definitions import Project
 from tidemill.features.kernel.advance import Publish
 from tidemill.features.kernel.plan import make_plan
+from tidemill.pipelines.io.exchange.worker_end import ExchangePlace
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
 from tidemill.pipelines.stream.shard_store import ShardStorePlace
+from tidemill.pipelines.stream.state_places import StatePlace, state_place
 from tidemill.pipelines.telemetry.stage_figures import NO_FIGURES, FiguresPlace
 
 
@@ -35,6 +37,7 @@ class FeaturizeOptions:
         joiners: The number of joiners (`pipelines.stream.joiner_key`).
         apart: Whether a request is answered when it can be (`pipelines.stream.answer_join`).
         store: Where the operators publish, in their bundles; None if they write to no store.
+        exchange: Where the workers meet the program, if they do not share its disk.
     """
 
     run: str
@@ -52,6 +55,12 @@ class FeaturizeOptions:
     joiners: int = 1
     apart: bool = True
     store: ShardStorePlace | None = None
+    exchange: ExchangePlace | None = None
+
+    @property
+    def states(self) -> StatePlace:
+        """Where the folders of states are."""
+        return state_place(self.exchange)
 
 
 def operator_key(project: Project, view: int, shard: int, shards: int) -> str:

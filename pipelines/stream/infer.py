@@ -22,6 +22,7 @@ from tidemill.features.kernel.advance import NULLS, VALUES
 from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.kernel.prepare import matrix_of, nulls_of
 from tidemill.pipelines.io.epochs import epoch_of, with_epoch
+from tidemill.pipelines.io.exchange.worker_end import ExchangePlace
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
 from tidemill.pipelines.stream.answer_join import AS_OF, RELEASE, SHARD
 from tidemill.pipelines.stream.operator_figures import report_predictions, scoring
@@ -125,15 +126,22 @@ class Infer(beam.DoFn):
         project: The project.
         bundle: The bundle's folder; None for a project without a model.
         figures: Where the stage reports what it does.
+        exchange: Where the worker meets the program that has the folder, if it is on another disk.
     """
 
     project: Project
     bundle: Path | None
     figures: FiguresPlace = NO_FIGURES
+    exchange: ExchangePlace | None = None
 
     def setup(self) -> None:
         """Load the bundle; the scorer is shared in the process."""
-        self._scorer = None if self.bundle is None else scorer_of(self.bundle, self.project)
+        self._scorer = None
+        if self.bundle is not None:
+            folder = self.bundle
+            if self.exchange is not None:
+                folder = self.exchange.here().folder(folder)
+            self._scorer = scorer_of(folder, self.project)
 
     def start_bundle(self) -> None:
         """Begin a bundle."""

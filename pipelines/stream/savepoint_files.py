@@ -14,7 +14,6 @@ The promise: what is read is what `write_handoff` would have written, bit for bi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,8 @@ from tidemill.pipelines.io.framing import Kind, encode_document
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.snapshot_policy import base_due
-from tidemill.pipelines.stream.state_files import read_entries, state_path, write_state
+from tidemill.pipelines.stream.state_files import read_entries, state_path
+from tidemill.pipelines.stream.state_places import ON_DISK, StatePlace
 
 MOST_EVENTS: Final = 4_000_000
 """With more events since the base than this, the next savepoint begins with a base in any case."""
@@ -37,6 +37,7 @@ class SavepointFiles:
     """What the savepoints of an operator in this process have written.
 
     Attributes:
+        place: Where they are written.
         folder: The folder of the last one; None if the next one begins with a base.
         base: The name of the base.
         pieces: The names of the pieces since.
@@ -45,6 +46,7 @@ class SavepointFiles:
         new_events: How many events these hold.
     """
 
+    place: StatePlace = ON_DISK
     folder: Path | None = None
     base: str = ""
     pieces: list[str] = field(default_factory=list)
@@ -71,18 +73,22 @@ class SavepointFiles:
         path = state_path(folder, operator.key)
         key, number = operator.key, operator.number
         total = self.events + self.new_events
-        if self.folder is None or base_due(total, *operator.sizes, key.shard, key.shards):
+        if (
+            self.folder is None
+            or base_due(total, *operator.sizes, key.shard, key.shards)
+            or (len(self.pieces) >= MOST_PIECES and not self.place.reads_back)
+        ):
             self.base, self.pieces, self.events = _name(path, "base", number), [], 0
-            write_state(folder / self.base, operator.snapshot())
+            self.place.write(folder / self.base, operator.snapshot())
         else:
             for name in (self.base, *self.pieces):
-                _link(self.folder / name, folder / name)
+                self.place.link(self.folder / name, folder / name)
             if self.entries:
                 self._add_piece(path, operator)
             self.events = total
         fields = {"base": self.base, "since": self.pieces}
         head = operator.handed_over_head()
-        write_state(path, encode_document(Kind.OPERATOR_SAVEPOINT, key.text, fields, [head]))
+        self.place.write(path, encode_document(Kind.OPERATOR_SAVEPOINT, key.text, fields, [head]))
         self.folder, self.entries, self.new_events = folder, [], 0
 
     def _add_piece(self, path: Path, operator: ShardOperator) -> None:
@@ -95,16 +101,9 @@ class SavepointFiles:
             self.pieces = []
         name = _name(path, "since", operator.number)
         data = encode_document(Kind.OPERATOR_ENTRIES, operator.key.text, {}, entries)
-        write_state(folder / name, data)
+        self.place.write(folder / name, data)
         self.pieces.append(name)
 
 
 def _name(path: Path, kind: str, number: int) -> str:
     return f"{path.stem}.{kind}-{number:012d}{path.suffix}"
-
-
-def _link(path: Path, other: Path) -> None:
-    """Make another name of a file; one that a killed run has left is replaced."""
-    other.parent.mkdir(parents=True, exist_ok=True)
-    other.unlink(missing_ok=True)
-    os.link(path, other)

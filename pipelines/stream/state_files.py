@@ -17,14 +17,14 @@ from typing import Final
 import pyarrow as pa
 
 from tidemill.features.definitions import Project
-from tidemill.features.errors import StateError
+from tidemill.features.errors import NoSuchFile, StateError
 from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.joiner_key import JoinerKey
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import OperatorKey
-from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.pipelines.stream.state_places import ON_DISK, StatePlace
 from tidemill.serving.files.file_digest import file_sha256
 
 _REMEDY: Final = "run `tidemill backfill` again, and the stream from its beginning"
@@ -60,8 +60,13 @@ def _operator_file(operator: ShardOperator, snapshot: bytes) -> bytes:
     return encode_document(Kind.OPERATOR_FILE, operator.key.text, {}, blobs)
 
 
-def read_handoff(folder: Path, operator: ShardOperator) -> None:
+def read_handoff(folder: Path, operator: ShardOperator, place: StatePlace = ON_DISK) -> None:
     """Start an operator from a handed-over state.
+
+    Args:
+        folder: The folder of the savepoint.
+        operator: The operator.
+        place: Where the folder is.
 
     Raises:
         FileNotFoundError: There is no state for the operator's key.
@@ -70,22 +75,29 @@ def read_handoff(folder: Path, operator: ShardOperator) -> None:
         DamagedState: The file is damaged.
     """
     path = state_path(folder, operator.key)
-    if not path.exists():
+    data = place.read(path)
+    if data is None:
         raise FileNotFoundError(
             f"{operator.key}: no handed-over state at {path}; run `tidemill backfill`, or start "
             "the stream without a handoff"
         )
     with _naming(path):
-        start_from(operator, path.read_bytes(), folder)
+        start_from(operator, data, folder, place)
 
 
-def start_from(operator: ShardOperator, data: bytes, folder: Path | None = None) -> None:
+def start_from(
+    operator: ShardOperator,
+    data: bytes | pa.Buffer,
+    folder: Path | None = None,
+    place: StatePlace = ON_DISK,
+) -> None:
     """Start an operator from its `handed_over` state, or from what a savepoint has of it.
 
     Args:
         operator: The operator.
         data: The bytes.
         folder: The folder of the savepoint.
+        place: Where the folder is.
 
     Raises:
         StateError: As `read_handoff`.
@@ -99,36 +111,49 @@ def start_from(operator: ShardOperator, data: bytes, folder: Path | None = None)
     else:
         assert folder is not None
         (head,), fields = found.blobs, found.fields
-        entries = [entry for name in fields["since"] for entry in read_entries(folder / name)]
-        operator.restore(head, (folder / fields["base"]).read_bytes(), map(bytes, entries))
+        since = [entry for name in fields["since"] for entry in read_entries(folder / name, place)]
+        operator.restore(head, _present(folder / fields["base"], place), map(bytes, since))
     operator.resume()
 
 
-def read_entries(path: Path) -> list[pa.Buffer]:
+def _present(path: Path, place: StatePlace) -> bytes | pa.Buffer:
+    data = place.read(path)
+    if data is None:
+        raise NoSuchFile(f"{path} is not there, and a state of its folder names it; {_REMEDY}")
+    return data
+
+
+def read_entries(path: Path, place: StatePlace = ON_DISK) -> list[pa.Buffer]:
     """Read a piece of the state of an operator at a savepoint: entries of its log.
 
+    Args:
+        path: The file.
+        place: Where it is.
+
     Raises:
+        NoSuchFile: It is not there.
         StateError: The file is damaged, or of another version.
     """
     what = f"{path}: entries of an operator's log"
-    return decode_document(path.read_bytes(), Kind.OPERATOR_ENTRIES, what, _REMEDY).blobs
+    return decode_document(_present(path, place), Kind.OPERATOR_ENTRIES, what, _REMEDY).blobs
 
 
-def write_joiner(folder: Path, joiner: AnswerJoiner) -> None:
+def write_joiner(folder: Path, joiner: AnswerJoiner, place: StatePlace = ON_DISK) -> None:
     """Write the state of a joiner."""
-    write_state(folder / joiner.key.state_name, joiner.state())
+    place.write(folder / joiner.key.state_name, joiner.state())
 
 
-def read_joiner(folder: Path, joiner: AnswerJoiner) -> None:
+def read_joiner(folder: Path, joiner: AnswerJoiner, place: StatePlace = ON_DISK) -> None:
     """Start a joiner from its state at a savepoint; a backfill leaves none.
 
     Raises:
         StateError: As `read_handoff`.
     """
     path = folder / joiner.key.state_name
-    if path.exists():
+    data = place.read(path)
+    if data is not None:
         with _naming(path):
-            joiner.restore(path.read_bytes())
+            joiner.restore(data)
         joiner.resume()
 
 
@@ -143,8 +168,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 def write_state(path: Path, data: bytes) -> None:
     """Write a file of states; it replaces one of this name."""
-    with atomic_write(path) as unfinished:
-        unfinished.write_bytes(data)
+    ON_DISK.write(path, data)
 
 
 def missing_files(folder: Path, project: Project, shards: int, joiners: int) -> list[str]:

@@ -48,10 +48,12 @@ from tidemill.pipelines.ingest.lost_messages import (
 from tidemill.pipelines.ingest.mended_live import MendedFiles
 from tidemill.pipelines.ingest.topics import ask_extents, open_topics
 from tidemill.pipelines.io.attempts import Attempt
+from tidemill.pipelines.io.exchange.program_end import ProgramEnd
+from tidemill.pipelines.io.exchange.source import ReceivePolls
 from tidemill.pipelines.io.live.follow import (
-    REJECTED,
     Follow,
     FollowOptions,
+    LoggedPolls,
     stop_after,
 )
 from tidemill.pipelines.io.live.live_cuts import LiveTopic
@@ -66,6 +68,7 @@ from tidemill.pipelines.io.live.set_aside import losses_of
 from tidemill.pipelines.io.live.steady_clock import SteadyClock, wall_clock_us
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
+from tidemill.pipelines.io.poll_source import REJECTED
 from tidemill.pipelines.io.sinks import place_name
 from tidemill.pipelines.recovery.handoff import Handoff
 from tidemill.pipelines.recovery.log_parts import stream_log
@@ -283,15 +286,23 @@ class LiveInput:
         }
 
     def read(
-        self, pipeline: beam.Pipeline, attempt: Attempt | None = None
+        self,
+        pipeline: beam.Pipeline,
+        attempt: Attempt | None = None,
+        exchange: ProgramEnd | None = None,
     ) -> tuple[Any, tuple[Any, ...]]:
         """Wire the source; return the polls, and collections of rejected records.
 
         Args:
             pipeline: The pipeline.
             attempt: The job's attempt, if the source is to stay when it has sent all.
+            exchange: Sends the polls to the source, if it does not share the program's disk.
         """
-        out = pipeline | "Live" >> self._follow(attempt)
+        source: Follow | ReceivePolls = self._follow(attempt)
+        if exchange is not None:
+            exchange.send(LoggedPolls(source.options), source.options.start)
+            source = ReceivePolls(exchange.place, source.options.start)
+        out = pipeline | "Live" >> source
         return out["polls"], (out[REJECTED],)
 
     def _follow(self, attempt: Attempt | None) -> Follow:

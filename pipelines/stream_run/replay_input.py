@@ -14,10 +14,14 @@ from tidemill.features.definitions import Project
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.cuts import Cut, FileCutLog
-from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
+from tidemill.pipelines.io.exchange.program_end import ProgramEnd
+from tidemill.pipelines.io.exchange.source import ReceivePolls
+from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions, ReplayPolls
 from tidemill.pipelines.recovery.resume import Reached, Start, by_source
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.telemetry.polls_taken import PollsTaken
+from tidemill.pipelines.telemetry.running import figures_place
 
 
 def recorded_cuts(stream: Path) -> tuple[Cut, ...]:
@@ -112,14 +116,22 @@ class ReplayInput:
         return self.begins.last_poll_number + self.ends
 
     def read(
-        self, pipeline: beam.Pipeline, attempt: Attempt | None = None
+        self,
+        pipeline: beam.Pipeline,
+        attempt: Attempt | None = None,
+        exchange: ProgramEnd | None = None,
     ) -> tuple[Any, tuple[Any, ...]]:
         """Wire the source; return the polls, and collections of rejected records.
 
         Args:
             pipeline: The pipeline.
             attempt: The job's attempt, if the source is to stay when it has sent all.
+            exchange: Sends the polls to the source, if it does not share the program's disk.
         """
+        if exchange is not None:
+            exchange.send(ReplayPolls(self.begins, PollsTaken(figures_place())), self.begins.start)
+            out = pipeline | "Replay" >> ReceivePolls(exchange.place, self.begins.start)
+            return out["polls"], ()
         replay = Replay(self.project, replace(self.options, attempt=attempt))
         return pipeline | "Replay" >> replay, ()
 

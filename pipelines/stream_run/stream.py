@@ -64,6 +64,7 @@ from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.output_folders import join_outputs
 from tidemill.pipelines.stream.state_files import savepoint_folder
+from tidemill.pipelines.stream_run.exchanged import meeting_at, meeting_of
 from tidemill.pipelines.stream_run.keeper import Keeper
 from tidemill.pipelines.stream_run.kept_memory import kept_memory
 from tidemill.pipelines.stream_run.live_input import LiveInput
@@ -336,9 +337,15 @@ def _run(
         stage.note(choice.why)
         shown = config.project_name, project.hash
         jobs = start.current.engine_jobs
-        with stream_job(choice, project.name, *shown, jobs) as job, delivery.taking():
-            pipeline = job.pipeline()
-            wire(pipeline, project, entrance, featurize, bundle, start, delivery, job.attempt)
+        meeting = meeting_of(config, start.current)
+        with stream_job(choice, project.name, *shown, jobs, meeting) as job, delivery.taking():
+            pipeline, exchange = job.pipeline(), job.exchange
+            if exchange is not None:
+                featurize = meeting_at(exchange, featurize, start, bundle)
+            wire(
+                pipeline, project, entrance, featurize, bundle, start, delivery, job.attempt,
+                exchange=exchange,
+            )  # fmt: skip
             result = job.run(
                 pipeline, whole(keeper, entrance, len(project.views) * featurize.shards)
             )

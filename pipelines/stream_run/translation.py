@@ -24,8 +24,10 @@ from tidemill.pipelines.engines.options import job_name
 from tidemill.pipelines.engines.stream_job import STEP
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.cuts import Cut
-from tidemill.pipelines.io.live.follow import REJECTED, Follow, FollowOptions
+from tidemill.pipelines.io.exchange.program_end import ProgramEnd
+from tidemill.pipelines.io.live.follow import Follow, FollowOptions
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
+from tidemill.pipelines.io.poll_source import REJECTED
 from tidemill.pipelines.io.write_outputs import WriteOutputs
 from tidemill.pipelines.publish.publish import PublishToStore
 from tidemill.pipelines.publish.run_fills import RunFills
@@ -191,7 +193,10 @@ class _FollowInput:
     options: FollowOptions
 
     def read(
-        self, pipeline: beam.Pipeline, attempt: Attempt | None = None
+        self,
+        pipeline: beam.Pipeline,
+        attempt: Attempt | None = None,
+        exchange: ProgramEnd | None = None,
     ) -> tuple[Any, tuple[Any, ...]]:
         out = pipeline | "Live" >> Follow(self.options)
         return out["polls"], (out[REJECTED],)

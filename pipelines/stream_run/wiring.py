@@ -21,6 +21,7 @@ from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.ingest.validate import Validate
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.epochs import with_epoch
+from tidemill.pipelines.io.exchange.program_end import ProgramEnd
 from tidemill.pipelines.io.steps import step
 from tidemill.pipelines.io.write_outputs import WriteOutputs
 from tidemill.pipelines.publish.log_publications import LogPublications
@@ -49,7 +50,10 @@ class Entrance(Protocol):
     """Where the polls of a stream come from."""
 
     def read(
-        self, pipeline: beam.Pipeline, attempt: Attempt | None = None
+        self,
+        pipeline: beam.Pipeline,
+        attempt: Attempt | None = None,
+        exchange: ProgramEnd | None = None,
     ) -> tuple[Any, tuple[Any, ...]]:
         """Wire the source; return the polls, and collections of rejected records."""
 
@@ -73,6 +77,7 @@ def wire(
     delivery: Sinks,
     attempt: Attempt | None = None,
     hints: Mapping[str, str] | None = None,
+    exchange: ProgramEnd | None = None,
 ) -> None:
     """Wire source, sharding, features, publications, inference and sinks.
 
@@ -86,16 +91,24 @@ def wire(
         delivery: What makes the steps that write outputs.
         attempt: The job's attempt, if its workers are other processes.
         hints: Beam's resource hints for the step that scores, and for no other.
+        exchange: The program's end, if workers do not share its disk: the steps that write run
+            there then, on what the workers hand over.
     """
+
+    def written(name: str, last: Any) -> Any:
+        return step(name, last if exchange is None else exchange.step(name, last))
+
+    if exchange is not None:
+        attempt = None  # the program writes itself
     root, segment = start.current.stream_folder, start.segment
-    polls, refused = entrance.read(pipeline, attempt)
+    polls, refused = entrance.read(pipeline, attempt, exchange)
     valid = polls | step("Validate", Validate(project)).with_outputs(INVALID, main="polls")
     sharded = valid["polls"] | step("Shard", Shard(project, featurize.shards, featurize.joiners))
     out = sharded | "Featurize" >> Featurize(project, featurize)
-    infer = step("Infer", Infer(project, bundle, featurize.figures))
+    infer = step("Infer", Infer(project, bundle, featurize.figures, featurize.exchange))
     answered = out[ANSWERS] | infer.with_resource_hints(**hints or {})
     write = WriteOutputs(root / paths.PREDICTIONS, ("partition", "position"), segment)
-    delivered = answered | step("Predictions", delivery.step(PREDICTIONS, write, attempt))
+    delivered = answered | written("Predictions", delivery.step(PREDICTIONS, write, attempt))
     # The workers of Beam end a bundle's steps in the order of how many steps follow each. So one
     # more lets predictions go out before publications are logged, and not after.
     _ = delivered | step("Delivered", _Nothing())
@@ -107,8 +120,8 @@ def wire(
         changes=featurize.changes,
         segment=segment,
     )
-    _ = out[PUBLICATIONS] | step("LogPublications", log)
-    _ = out[RELEASES] | step("Releases", WriteReleases(root / paths.RELEASES, segment))
+    _ = out[PUBLICATIONS] | written("LogPublications", log)
+    _ = out[RELEASES] | written("Releases", WriteReleases(root / paths.RELEASES, segment))
     unanswered = out[UNANSWERED] | step("Reject", _Reject(project.request.name))
     # Not flattened: FnApiRunner would hold the records back until the source ends.
     found = (valid[INVALID], unanswered, *refused)
@@ -117,7 +130,7 @@ def wire(
         _ = (
             refusals
             | step(f"Count{name}", CountRejected(featurize.figures))
-            | step(f"Write{name}", delivery.step(REJECTED, write, attempt))
+            | written(f"Write{name}", delivery.step(REJECTED, write, attempt))
         )
 
 

@@ -16,12 +16,12 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tidemill.features.errors import FileError
+from tidemill.features.errors import ExchangeUnreachable, FileError
 from tidemill.pipelines.telemetry.figures import (
     BY_NAME,
     Fact,
@@ -96,6 +96,11 @@ def decode(data: bytes) -> Snapshot | None:
         return None
 
 
+def _write(path: Path, data: bytes) -> None:
+    with atomic_write(path) as unfinished:
+        unfinished.write_bytes(data)
+
+
 class FiguresFiles:
     """The figures of a run's processes.
 
@@ -134,13 +139,20 @@ class FiguresFiles:
         return found
 
     @contextmanager
-    def written(self, figures: Figures) -> Iterator[None]:
-        """Write the figures of this process while the block runs, and once when it ends."""
+    def written(
+        self, figures: Figures, write: Callable[[Path, bytes], None] = _write
+    ) -> Iterator[None]:
+        """Write the figures of this process while the block runs, and once when it ends.
+
+        Args:
+            figures: The figures.
+            write: Writes a file, or replaces it.
+        """
         path = self.folder / f"{os.getpid()}-{secrets.token_hex(4)}.json"
         ended = threading.Event()
         writer = threading.Thread(
             target=_write_again_and_again,
-            args=(path, figures, ended),
+            args=(lambda: write(path, encode(figures.snapshot())), ended),
             daemon=True,
             name="tidemill-figures",
         )
@@ -152,15 +164,14 @@ class FiguresFiles:
             writer.join()
 
 
-def _write_again_and_again(path: Path, figures: Figures, ended: threading.Event) -> None:
+def _write_again_and_again(write: Callable[[], None], ended: threading.Event) -> None:
     is_well = True
     while True:
         is_over = ended.wait(EVERY_S)
         try:
-            with atomic_write(path) as unfinished:
-                unfinished.write_bytes(encode(figures.snapshot()))
+            write()
             is_well = True
-        except (FileError, OSError) as error:
+        except (FileError, ExchangeUnreachable, OSError) as error:
             if is_well:
                 _log.warning("the figures of this process cannot be written: %s", error)
             is_well = False

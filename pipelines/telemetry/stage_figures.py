@@ -2,9 +2,9 @@
 
 A stage carries a `FiguresPlace`, which can be pickled. In the process that started the stream it
 leads to that process's figures; in another one it begins figures of that process, which are written
-beside those of the others if the disk is shared. Counters and histograms are also reported as
-Beam's metrics, in the namespace `NAMESPACE`, so that they arrive from a worker that shares no disk,
-and show in the pages of engines that have some.
+beside those of the others, by the process itself or, through an exchange, by the program. Counters
+and histograms are also reported as Beam's metrics, in the namespace `NAMESPACE`, so that they show
+in the pages of engines that have some.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from apache_beam.metrics import Metrics
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.runners.runner import PipelineResult
 
+from tidemill.pipelines.io.exchange.worker_end import ExchangePlace
 from tidemill.pipelines.telemetry.figures import Figures
 from tidemill.pipelines.telemetry.figures_files import FiguresFiles
-from tidemill.pipelines.telemetry.metrics import Metric
+from tidemill.pipelines.telemetry.metrics import POLLS_TAKEN, Metric
 from tidemill.pipelines.telemetry.taken_files import taken_written
 
 NAMESPACE: Final = "tidemill"
@@ -44,10 +45,12 @@ class FiguresPlace:
     Attributes:
         run: The run's id; empty if nobody asks for figures.
         folder: The folder of the figures' files; None if there is none.
+        exchange: Where workers meet the program, if they do not share its disk.
     """
 
     run: str = ""
     folder: Path | None = None
+    exchange: ExchangePlace | None = None
 
     def here(self) -> StageFigures:
         """Return the figures of this process."""
@@ -55,8 +58,12 @@ class FiguresPlace:
             if self not in _here:
                 figures = Figures(self.run)
                 _here[self] = StageFigures(figures)
-                # A worker on another machine does not have the folder; Beam's metrics remain.
-                if self.folder is not None and self.folder.is_dir():
+                if self.folder is not None and self.exchange is not None:
+                    end = self.exchange.here()
+                    end.report(lambda: int(figures.highest(POLLS_TAKEN) or 0))
+                    _writing.enter_context(FiguresFiles(self.folder).written(figures, end.write))
+                # Without either Beam's metrics remain.
+                elif self.folder is not None and self.folder.is_dir():
                     _writing.enter_context(FiguresFiles(self.folder).written(figures))
                     _writing.enter_context(taken_written(figures, self.folder))
             return _here[self]

@@ -55,6 +55,17 @@ def taken_written(figures: Figures, folder: Path) -> Iterator[None]:
         os.close(file)
 
 
+def write_taken(folder: Path, worker: str, taken: int) -> None:
+    """Write how far the operators of a process are that has told it.
+
+    Args:
+        folder: The folder of the run's figures.
+        worker: The process's name.
+        taken: The number of the last poll that an operator has taken.
+    """
+    (folder / f"{worker}{SUFFIX}").write_bytes(taken.to_bytes(_BYTES, "big"))
+
+
 def read_taken(folder: Path) -> int:
     """Return the number of the last poll that an operator of another process has taken."""
     taken = 0

@@ -187,7 +187,9 @@ def test_every_version_that_is_written_has_a_golden_file() -> None:
         data = (HERE / FOLDERS[-1] / name).read_bytes()
         if data.startswith(MAGIC):
             found[Kind(data[8])] = int.from_bytes(data[10:12], "little")
-    assert found == VERSIONS
+    # What a job and its program exchange goes with the job: no later version reads it.
+    kept = {kind: version for kind, version in VERSIONS.items() if kind is not Kind.EXCHANGED}
+    assert found == kept
 
 
 def test_golden_files_can_be_made_again(tmp_path: Path) -> None:

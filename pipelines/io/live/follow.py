@@ -19,8 +19,6 @@ from typing import Any, Final
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.transforms.window import TimestampedValue
-from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Duration, Timestamp
 
 import tidemill.pipelines.io.coders  # noqa: F401 - Beam takes them from its registry
 from tidemill.features.contract import TIME_MAX, TIME_MIN
@@ -28,30 +26,14 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import TidemillError
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.cuts import Cut
-from tidemill.pipelines.io.epochs import with_epoch
 from tidemill.pipelines.io.live.live_log import LiveLog
 from tidemill.pipelines.io.live.live_polls import LivePolls
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
-from tidemill.pipelines.io.poll_restriction import (
-    PROVIDER,
-    WATERMARKS,
-    Restriction,
-    RestrictionCoder,
-    stays,
-)
-from tidemill.pipelines.io.steps import Elements, step
+from tidemill.pipelines.io.poll_source import AHEAD_POLLS, SendPolls, sent_polls
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
 
-REJECTED: Final = "rejected"
-"""The tag of the records that were rejected while a poll was read."""
-
-AHEAD_POLLS: Final = 64
-"""The most polls that are sent and that no operator has taken."""
-_SLICE_SECONDS: Final = 0.02
-_WAIT_SECONDS: Final = 0.002
-_DEFER: Final = Duration(micros=1_000)
 _STOP: Final = RecordFormat(
     name="tidemill-live-stop",
     version=1,
@@ -104,65 +86,28 @@ class FollowOptions:
     attempt: Attempt | None = None
 
 
-class _Follow(beam.DoFn):
-    """Sends polls, for a moment in each call."""
+class LoggedPolls:
+    """The polls of a poll log, and what comes after the last one.
+
+    Args:
+        options: What is followed.
+    """
 
     def __init__(self, options: FollowOptions) -> None:
         self._options = options
-
-    def setup(self) -> None:
-        options = self._options
         self._live = LiveLog(options.live, options.project)
         # What is sealed from now on has been sent before.
         self._sealed_until = self._live.sealed().number
         self._sealed: LivePolls | None = None
         self._following: Iterator[LoggedPoll | None] | None = None
         self._at = -1
-        self._watch = None if options.attempt is None else options.attempt.watch()
 
-    @beam.DoFn.unbounded_per_element()
-    def process(
-        self,
-        element: Any,
-        tracker: Any = beam.DoFn.RestrictionParam(PROVIDER),
-        watermark: Any = beam.DoFn.WatermarkEstimatorParam(WATERMARKS),
-    ) -> Iterator[Any]:
-        at, _, is_sent = tracker.current_restriction()
-        if self._watch is not None and stays(self._watch, tracker, is_sent=is_sent):
-            return
-        end = time.monotonic() + _SLICE_SECONDS
-        has_sent = False
-        while True:
-            found = self._next(at)
-            if found is not None:
-                has_sent = True
-                poll, refused = found
-                at = Cut(poll.number, tuple(part.stop for part in poll.parts))
-                if not tracker.try_claim(Restriction(at)):
-                    return
-                for batch in refused:
-                    yield beam.pvalue.TaggedOutput(REJECTED, with_epoch(batch, poll.epoch))
-                stamp = _stamp(min(part.watermark_us for part in poll.parts))
-                yield TimestampedValue(poll, stamp)
-                if stamp > (watermark.current_watermark() or MIN_TIMESTAMP):
-                    watermark.set_watermark(stamp)
-            elif (mark := self._mark(at)) is not None:
-                if tracker.try_claim(Restriction(at, self._watch is None, is_sent=True)):
-                    stamp = watermark.current_watermark() or MIN_TIMESTAMP
-                    yield TimestampedValue(mark, stamp)
-                    if self._watch is not None:
-                        tracker.defer_remainder()
-                return
-            elif has_sent:
-                break  # what was sent does not wait for more
-            else:
-                time.sleep(_WAIT_SECONDS)
-            if time.monotonic() >= end:
-                break
-        tracker.defer_remainder(_DEFER)
+    def next(self, at: Cut) -> tuple[Poll, list[pa.RecordBatch]] | None:
+        """Return the poll after another and its rejected records, if it may be sent now.
 
-    def _next(self, at: Cut) -> tuple[Poll, list[pa.RecordBatch]] | None:
-        """Return the poll after another and its rejected records, if it may be sent now."""
+        Raises:
+            TidemillError: The log cannot be read.
+        """
         options = self._options
         taken = options.taken
         if taken is not None and at.number >= max(taken(), options.start.number) + AHEAD_POLLS:
@@ -199,7 +144,7 @@ class _Follow(beam.DoFn):
         sealed = self._sealed.next_poll(at, TIME_MAX, time.time_ns() // 1_000)
         return None if sealed is None else (sealed[0], self._sealed.rejected(at.number + 1))
 
-    def _mark(self, at: Cut) -> Poll | None:
+    def last(self, at: Cut) -> Poll | None:
         """Return the mark after the last poll, if that is the one after which to stop."""
         options = self._options
         if not options.stop.exists():
@@ -213,8 +158,16 @@ class _Follow(beam.DoFn):
         return Poll(at.number, time.time_ns() // 1_000, parts, is_last=True, epoch=epoch)
 
 
-def _stamp(time_us: int) -> Timestamp:
-    return Timestamp(micros=min(max(time_us, MIN_TIMESTAMP.micros), MAX_TIMESTAMP.micros))
+class _Follow(SendPolls):
+    """Sends the polls of a poll log."""
+
+    def __init__(self, options: FollowOptions) -> None:
+        self._options = options
+
+    def setup(self) -> None:
+        attempt = self._options.attempt
+        self.polls = LoggedPolls(self._options)
+        self.watch = None if attempt is None else attempt.watch()
 
 
 @dataclass(eq=False)
@@ -235,12 +188,4 @@ class Follow(beam.PTransform):
 
     def expand(self, begin: Any) -> Any:
         """Wire the source."""
-        start = RestrictionCoder().encode(Restriction(self.options.start))
-        follow = step("Follow", _Follow(self.options))
-        return (
-            begin
-            | "Start" >> Elements([start])
-            | follow.with_output_types(Poll, **{REJECTED: pa.RecordBatch}).with_outputs(
-                REJECTED, main="polls"
-            )
-        )
+        return sent_polls(begin, self.options.start, "Follow", _Follow(self.options))

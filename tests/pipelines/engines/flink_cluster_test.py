@@ -5,9 +5,6 @@ One cluster serves all of these tests, as `tidemill up --flink` starts it.
 
 from __future__ import annotations
 
-import dataclasses
-import random
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +13,6 @@ from typing import Any
 import apache_beam as beam
 import pytest
 
-from tests.support import fork_server
 from tests.support.fault_kinds import Fault
 from tests.support.fault_run import FaultRun
 from tests.support.flink_cluster import (
@@ -26,10 +22,9 @@ from tests.support.flink_cluster import (
     WORKER_POOL,
     TestCluster,
 )
-from tests.support.folders import stream_of
-from tests.support.live_project import CARDS, PROJECT, LiveProject, instant
-from tests.support.stream_outputs import rows_in
-from tidemill.features.contract import HOUR, MINUTE, SECOND
+from tests.support.live_project import LiveProject, instant
+from tests.support.replayed import BEGIN, REQUESTS, Replayed
+from tidemill.features.contract import HOUR
 from tidemill.features.errors import (
     DamagedState,
     WorkerCodeDiffers,
@@ -42,21 +37,6 @@ from tidemill.pipelines.engines.stream_job import stream_job
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.servers.flink_cluster import Supervisor
 from tidemill.pipelines.servers.kafka_settings import HOST
-from tidemill.pipelines.stream.output_folders import join_outputs
-
-BEGIN = 1_790_000_000 * SECOND // MINUTE * MINUTE
-CONFIGURATION = """
-project: project:project
-root: run
-shards: 2
-sources:
-  payments: {{files: [payments.csv], received: sent_at}}
-  checks: {{files: [checks.csv], received: sent_at}}
-splits: {{train_until: "{train}", evaluate_until: "{evaluate}", stream_until: "{stream}"}}
-online_store: {{type: sqlite, path: online.db}}
-stream: {{engine: fnapi, poll_rows: 40}}
-"""
-REQUESTS = 150
 
 
 @pytest.fixture(scope="module")
@@ -161,62 +141,6 @@ def test_what_is_wrong_with_a_worker_ends_the_job_by_name(up: TestCluster, tmp_p
 
 
 # A replay.
-
-
-@dataclasses.dataclass
-class Replayed:
-    """A project whose history is replayed."""
-
-    folder: Path
-
-    def __post_init__(self) -> None:
-        chance = random.Random(3)
-        self.folder.mkdir(parents=True)
-        evaluate, end = BEGIN + 4 * HOUR, BEGIN + 6 * HOUR
-        (self.folder / "project.py").write_text(PROJECT)
-        (self.folder / "tidemill.yaml").write_text(
-            CONFIGURATION.format(
-                train=instant(BEGIN + 3 * HOUR), evaluate=instant(evaluate), stream=instant(end)
-            )
-        )
-        payments = ["payment,paid_at,sent_at,card,amount"]
-        for number, second in enumerate(sorted(chance.randrange(6 * 3_600) for _ in range(900))):
-            at, card = instant(BEGIN + second * SECOND), f"c-{chance.randrange(CARDS)}"
-            payments.append(f"p-{number},{at},{at},{card},{chance.randrange(99_999) / 100}")
-        checks = ["check,asked_at,sent_at,card,wanted"]
-        seconds = [chance.randrange(2 * 3_600) for _ in range(REQUESTS - 1)]
-        for number, second in enumerate([*sorted(seconds), 2 * 3_600 - 1]):
-            at, card = instant(evaluate + second * SECOND), f"c-{chance.randrange(CARDS)}"
-            checks.append(f"q-{number},{at},{at},{card},1.5")
-        (self.folder / "payments.csv").write_text("\n".join(payments) + "\n")
-        (self.folder / "checks.csv").write_text("\n".join(checks) + "\n")
-        self.run("backfill")
-
-    def run(self, *arguments: str) -> str:
-        done = fork_server.run_command(arguments, self.folder, 400)
-        assert done.status == 0, f"status {done.status}: {done.printed}"
-        return done.printed
-
-    def verify(self) -> None:
-        assert re.search(r"^0 mismatches in [0-9,]+ values$", self.run("verify"), re.MULTILINE)
-
-    @property
-    def stream(self) -> Path:
-        return stream_of(self.folder / "run")
-
-    def outputs(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the rows of all outputs, without stamps of the wall clock."""
-        join_outputs(self.stream, 99)
-        folders = [paths.PREDICTIONS, paths.RELEASES, paths.REJECTED_BY_STREAM]
-        folders += [f"{paths.PUBLICATIONS}/by_card"]
-        found = {}
-        for name in folders:
-            rows = rows_in(self.stream / name)
-            for row in rows:
-                for stamp in ("sent_us", "created_us"):
-                    row.pop(stamp, None)
-            found[name] = rows
-        return found
 
 
 def test_a_replay_is_that_of_fnapi_also_in_two_parts_and_with_two_workers(

@@ -1,0 +1,33 @@
+"""The names of what a program and its workers exchange."""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+DOWN: Final = "down"
+"""The journal of the program."""
+UP: Final = "up"
+"""The folder of the workers' journals, by worker."""
+FILES: Final = "files"
+"""The folder of what the program gives to all workers, as it stands below its root."""
+
+
+class Told(enum.StrEnum):
+    """What is told."""
+
+    BEAT = "beat"
+    """That its writer lives; of a worker also which poll its operators have taken, and how many
+    objects of the program's journal it has read."""
+    POLL = "poll"
+    """A poll, and the records that were rejected while it was read."""
+    END = "end"
+    """The poll after which nothing comes."""
+    SOURCE = "source"
+    """That the source runs in this worker."""
+    ELEMENTS = "elements"
+    """The elements of a bundle for a step that runs in the program."""
+    FILE = "file"
+    """A file to write."""
+    LINK = "link"
+    """Another name for a file that was written."""

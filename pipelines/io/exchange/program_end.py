@@ -1,0 +1,347 @@
+"""The program's end of an exchange: what it gives workers, and what it makes of what they tell.
+
+The program has the root, whose files are the only truth. Its workers have no disk in common with
+it: it sends them polls and files, and writes what they hand over, as they would have written it. So
+the poll log, savepoints and proofs are those of any other run.
+
+What a worker of another job tells is never read: every job has a folder of its own. So a job that
+was given up needs no waiting for workers that nobody reaches; stores refuse them by their tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import apache_beam as beam
+import pyarrow as pa
+
+from tidemill.features.errors import DamagedState, EngineLost, ExchangeUnreachable
+from tidemill.pipelines.io.batch_bytes import batch_bytes
+from tidemill.pipelines.io.cuts import Cut
+from tidemill.pipelines.io.exchange.journal import (
+    BLOCK,
+    SILENT_S,
+    JournalWriter,
+    block_of,
+    name_of,
+    patiently,
+    read_told,
+    told,
+)
+from tidemill.pipelines.io.exchange.names import DOWN, FILES, UP, Told
+from tidemill.pipelines.io.exchange.objects import Objects
+from tidemill.pipelines.io.exchange.steps import HandedStep, HandOver, coder_of
+from tidemill.pipelines.io.exchange.worker_end import ExchangePlace
+from tidemill.pipelines.io.framing import Document
+from tidemill.pipelines.io.poll_source import PollSource
+from tidemill.serving.files.atomic_write import atomic_write
+
+_WAIT_S: Final = 0.002
+_LOOK_S: Final = 0.005
+_LOOKS_S: Final = 0.1
+_TOGETHER: Final = 8
+"""So many requests are under way to the storage at once."""
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass
+class _Worker:
+    """What is known of a worker.
+
+    Attributes:
+        read: How many objects of its journal were read.
+        heard_s: When the last one was read.
+    """
+
+    read: int = 0
+    heard_s: float = field(default_factory=time.monotonic)
+
+
+class ProgramEnd:
+    """What a program gives to the workers of a job, and takes from them.
+
+    Args:
+        place: Where they meet.
+        writes: The folders below the root in which workers may have files written.
+        report_taken: Is told, by worker, the number of the last poll that it has taken.
+    """
+
+    def __init__(
+        self,
+        place: ExchangePlace,
+        writes: Sequence[Path],
+        report_taken: Callable[[str, int], None],
+    ) -> None:
+        self.place, self._writes = place, [path.resolve() for path in writes]
+        self._objects, self._report_taken = Objects(place.url), report_taken
+        self._pool = ThreadPoolExecutor(_TOGETHER, "exchange")
+        self._steps: dict[str, HandedStep] = {}
+        self._workers: dict[str, _Worker] = {}
+        self._source: str | None = None
+        self._removed, self._looked_s = 0, 0.0
+        self._ended = threading.Event()
+        self._failed: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+        self._journal = JournalWriter(self._objects, DOWN, lambda: told(Told.BEAT, {}))
+
+    def give(self, path: Path) -> None:
+        """Give a file, or a folder with all that is in it, to the workers.
+
+        Raises:
+            ExchangeUnreachable: The storage is away.
+        """
+        found = [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
+        names = [(f"{FILES}/{self.place.name(one)}", one) for one in found]
+
+        def put(name: str, one: Path) -> None:
+            with pa.memory_map(str(one)) as file:
+                data = file.read_buffer()
+                patiently(lambda: self._objects.put(name, data), self._ended.is_set)
+
+        for done in [self._pool.submit(put, *each) for each in names]:
+            done.result()
+
+    def send(self, polls: PollSource, start: Cut) -> None:
+        """Send polls from now on, until the last one.
+
+        Args:
+            polls: Where they come from.
+            start: The poll before the first.
+        """
+
+        def run() -> None:
+            at = start
+            while not self._ended.is_set():
+                found = polls.next(at)
+                if found is not None:
+                    poll, refused = found
+                    at = Cut(poll.number, tuple(part.stop for part in poll.parts))
+                    blobs = [poll.encode(), *(batch_bytes(one) for one in refused)]
+                    self._journal.tell(told(Told.POLL, {}, blobs))
+                elif (last := polls.last(at)) is not None:
+                    self._journal.tell(told(Told.END, {}, [last.encode()]))
+                    return
+                else:
+                    self._ended.wait(_WAIT_S)
+
+        self._start(run, "send-polls")
+
+    def step(self, name: str, step: beam.DoFn) -> HandOver:
+        """Let a step at the pipeline's end run here; return what hands its elements over.
+
+        Args:
+            name: Its name.
+            step: The step; it has no output.
+        """
+        self._steps[name] = HandedStep(step)
+        hints = step.get_type_hints()
+        found = HandOver(self.place, name, coder_of(step))
+        found.with_input_types(hints.input_types[0][0]).with_output_types(str)
+        return found
+
+    def take(self) -> None:
+        """Take what workers tell from now on; all steps are known."""
+
+        def run() -> None:
+            wait_s = _LOOK_S
+            while not self._ended.is_set():
+                has_come = self._take_once()
+                wait_s = _LOOK_S if has_come else min(2 * wait_s, _LOOKS_S)
+                self._ended.wait(wait_s)
+
+        self._start(run, "take-told")
+
+    def _start(self, run: Callable[[], None], name: str) -> None:
+        def until_it_fails() -> None:
+            try:
+                run()
+            except BaseException as error:  # noqa: BLE001 - raised by `check`
+                self._failed = self._failed or error
+
+        thread = threading.Thread(target=until_it_fails, daemon=True, name=name)
+        self._threads.append(thread)
+        thread.start()
+
+    def check(self) -> None:
+        """Raise why the job cannot go on, if it cannot.
+
+        Raises:
+            EngineLost: A worker has told nothing for too long, or the source has begun anew.
+            ExchangeUnreachable: The storage was away for too long.
+            TidemillError: What a worker has handed over cannot be written.
+        """
+        if self._failed is not None:
+            raise self._failed
+        self._journal.check()
+        for name, worker in list(self._workers.items()):
+            # Not by the clock: while a topic takes nothing, nothing is taken of workers either.
+            if self._looked_s - worker.heard_s > SILENT_S:
+                raise EngineLost(f"the worker {name} has told nothing for {SILENT_S:.0f} s")
+
+    def _take_once(self) -> bool:
+        """Take what has come; tell whether anything has."""
+        names = patiently(lambda: self._objects.names(UP), self._ended.is_set)
+        self._looked_s = time.monotonic()
+        by_worker: dict[str, set[str]] = {}
+        for name in names:
+            _, worker, number = name.split("/", 2)
+            by_worker.setdefault(worker, set()).add(number)
+        taken: list[tuple[str, _Worker, str]] = []
+        for name, numbers in by_worker.items():
+            of = self._workers.setdefault(name, _Worker())
+            next_ = of.read
+            while name_of(next_) in numbers:
+                taken.append((name, of, f"{UP}/{name}/{name_of(next_)}"))
+                next_ += 1
+        reading = self._pool.map(self._read, [path for *_, path in taken])
+        for (name, of, path), data in zip(taken, reading, strict=True):
+            if data is None:  # it is listed, and removed: by nobody but us
+                raise DamagedState(f"{self._objects.shown}: {path} was removed by somebody else")
+            for one in read_told(data, f"{self._objects.shown}: {path}"):
+                self._take(name, one)
+            of.read += 1
+            of.heard_s = time.monotonic()
+            if of.read % BLOCK == 0:
+                self._pool.submit(self._remove, f"{UP}/{name}/{block_of(of.read - 1)}")
+        return bool(taken)
+
+    def _read(self, path: str) -> pa.Buffer | None:
+        return patiently(lambda: self._objects.get(path), self._ended.is_set)
+
+    def _remove(self, block: str) -> None:
+        try:
+            self._objects.remove_folder(block)
+        except ExchangeUnreachable as error:  # it goes with the job's folder
+            _log.info("%s stays: %s", block, error)
+
+    def _take(self, name: str, one: Document) -> None:
+        fields = one.fields
+        if one.key == Told.ELEMENTS:
+            if (step := self._steps.get(fields["step"])) is None:
+                raise DamagedState(f"{self._objects.shown}: {name}: no step {fields['step']!r}")
+            step.take(one.blobs)
+        elif one.key == Told.FILE:
+            with atomic_write(self._path(fields["path"])) as unfinished:
+                unfinished.write_bytes(one.blobs[0])
+        elif one.key == Told.LINK:
+            path, other = self._path(fields["path"]), self._path(fields["other"])
+            other.parent.mkdir(parents=True, exist_ok=True)
+            other.unlink(missing_ok=True)
+            os.link(path, other)
+        elif one.key == Told.BEAT:
+            self._report_taken(name, fields["taken"])
+            if fields["read"] is not None:
+                self._remove_sent(fields["read"])
+        elif one.key == Told.SOURCE:
+            if self._source not in (None, name):
+                raise EngineLost(
+                    f"the engine has restarted the source ({name}, before {self._source}), whose "
+                    "stages may have lost their states with it"
+                )
+            self._source = name
+
+    def _path(self, name: str) -> Path:
+        path = Path(self.place.root, name)
+        if not any(path.resolve().is_relative_to(folder) for folder in self._writes):
+            raise DamagedState(
+                f"{self._objects.shown}: a worker wants {name!r} to be written, which is not where "
+                "it writes: somebody else writes to the exchange"
+            )
+        return path
+
+    def _remove_sent(self, read: int) -> None:
+        """Remove the blocks of our own journal that were read."""
+        while self._removed + BLOCK <= read:
+            self._pool.submit(self._remove, f"{DOWN}/{block_of(self._removed)}")
+            self._removed += BLOCK
+
+    def close(self) -> None:
+        """Take and tell nothing more, and remove what the job has left."""
+        self._ended.set()
+        self._journal.close()
+        for thread in self._threads:
+            thread.join()
+        for step in self._steps.values():
+            step.close()
+        self._pool.shutdown()
+        try:
+            self._objects.remove_folder("")
+        except ExchangeUnreachable as error:
+            _log.warning("what a job has left is removed when another one begins: %s", error)
+
+
+@contextmanager
+def exchange(
+    url: str,
+    root: Path,
+    root_id: str,
+    writes: Sequence[Path],
+    report_taken: Callable[[str, int], None],
+    job: str,
+) -> Iterator[ProgramEnd]:
+    """Open the program's end of an exchange; the stream's lock is held.
+
+    What earlier jobs of the root have left is removed.
+
+    Args:
+        url: The URL of the configuration.
+        root: The root.
+        root_id: Its id.
+        writes: As in `ProgramEnd`.
+        report_taken: Likewise.
+        job: A name that no other job has.
+
+    Raises:
+        ExchangeUnreachable: The storage cannot be written or read.
+    """
+    try:
+        remove_left(url, root_id)
+    except ExchangeUnreachable as error:
+        _log.warning("what earlier jobs have left stays: %s", error)
+    place = ExchangePlace(_below(url, root_id, job), str(root))
+    _try_out(Objects(place.url))
+    end = ProgramEnd(place, writes, report_taken)
+    try:
+        yield end
+    finally:
+        end.close()
+
+
+def remove_left(url: str, root_id: str) -> None:
+    """Remove what the jobs of a root have left in an exchange; none of them runs.
+
+    Args:
+        url: The URL of the configuration.
+        root_id: The root's id.
+
+    Raises:
+        ExchangeUnreachable: It cannot be removed.
+    """
+    Objects(_below(url, root_id)).remove_folder("")
+
+
+def _below(url: str, *names: str) -> str:
+    """Return the URL of a folder below that of a URL, which may have options."""
+    base, separator, options = url.partition("?")
+    return "/".join([base.rstrip("/"), *names]) + separator + options
+
+
+def _try_out(objects: Objects) -> None:
+    """Check that objects can be written, listed and read."""
+    name = f"{FILES}/.tidemill"
+    objects.put(name, b"tidemill")
+    found = objects.get(name)
+    if found is None or found.to_pybytes() != b"tidemill" or name not in objects.names(FILES):
+        raise ExchangeUnreachable(
+            f"the exchange {objects.shown} does not give back what was just written"
+        )

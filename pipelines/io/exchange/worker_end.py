@@ -1,0 +1,265 @@
+"""The worker's end of an exchange: what it is given, and what it hands over to the program.
+
+A step that runs where the program's disk is not carries an `ExchangePlace`. It tells the program
+what it would have written to the disk, and never waits for it: a job that loses a worker is made
+again from the last savepoint, whatever was on its way. What comes over is in order for each worker.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import pyarrow as pa
+
+from tidemill.features.errors import EngineLost
+from tidemill.pipelines.io.batch_bytes import batch_of
+from tidemill.pipelines.io.cuts import Cut
+from tidemill.pipelines.io.exchange.journal import (
+    SILENT_S,
+    JournalReader,
+    JournalWriter,
+    patiently,
+    told,
+)
+from tidemill.pipelines.io.exchange.names import DOWN, FILES, UP, Told
+from tidemill.pipelines.io.exchange.objects import Objects
+from tidemill.pipelines.io.framing import Bytes
+from tidemill.pipelines.io.poll import Poll
+
+_LOOK_S: Final = 0.002
+_LOOKS_S: Final = 0.05
+
+_lock: Final = threading.Lock()
+_here: Final[dict[ExchangePlace, WorkerEnd]] = {}
+
+
+def _close_all() -> None:
+    for end in _here.values():
+        end.close()
+
+
+atexit.register(_close_all)
+
+
+@dataclass(frozen=True)
+class ExchangePlace:
+    """Where a job and its program meet; can be pickled.
+
+    Attributes:
+        url: The URL of the job's folder, which no other job has.
+        root: The program's root, below which everything is that is handed over.
+    """
+
+    url: str
+    root: str
+
+    def here(self) -> WorkerEnd:
+        """Return this process's end."""
+        with _lock:
+            if self not in _here:
+                _here[self] = WorkerEnd(self)
+            return _here[self]
+
+    def name(self, path: Path) -> str:
+        """Return the name of a file or folder below the root.
+
+        Raises:
+            ValueError: It is elsewhere.
+        """
+        return path.relative_to(self.root).as_posix()
+
+
+class WorkerEnd:
+    """What a worker tells its program, and is given by it.
+
+    Args:
+        place: Where they meet.
+    """
+
+    def __init__(self, place: ExchangePlace) -> None:
+        self._place, self._objects = place, Objects(place.url)
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._taken: Callable[[], int] = lambda: 0
+        self._journal = JournalWriter(self._objects, f"{UP}/{self.name}", self._beat)
+        self._polls: SentPolls | None = None
+        self._folders: dict[str, Path] = {}
+        self._lock = threading.Lock()
+
+    def _beat(self) -> bytes:
+        read = None if self._polls is None else self._polls.objects_read
+        return told(Told.BEAT, {"taken": self._taken(), "read": read})
+
+    def join(self) -> None:
+        """Tell that this process is there, and wait until that is told.
+
+        Raises:
+            ExchangeUnreachable: The storage is not reached from here.
+        """
+        self._journal.tell(self._beat())
+        self.flush()
+
+    def flush(self) -> None:
+        """Wait until all that was told is written; errors as for `hand_over`."""
+        self._journal.flush()
+
+    def close(self) -> None:
+        """Tell nothing more, and remove the copies of folders."""
+        self._journal.close()
+        for folder in self._folders.values():
+            shutil.rmtree(folder.parent, ignore_errors=True)
+
+    def report(self, taken: Callable[[], int]) -> None:
+        """Let it be told again and again which poll an operator here has taken last."""
+        self._taken = taken
+
+    def hand_over(self, step: str, elements: Sequence[Bytes]) -> None:
+        """Hand over the elements of a bundle to a step that runs in the program.
+
+        Args:
+            step: The step's name.
+            elements: Encoded elements.
+
+        Raises:
+            ExchangeUnreachable: What was told before could not be written.
+        """
+        self._journal.tell(told(Told.ELEMENTS, {"step": step}, elements))
+
+    def write(self, path: Path, data: Bytes) -> None:
+        """Let the program write a file; errors as for `hand_over`."""
+        self._journal.tell(told(Told.FILE, {"path": self._place.name(path)}, [data]))
+
+    def link(self, path: Path, other: Path) -> None:
+        """Let the program give a file that was written another name; errors as for `hand_over`."""
+        fields = {"path": self._place.name(path), "other": self._place.name(other)}
+        self._journal.tell(told(Told.LINK, fields))
+
+    def read(self, path: Path) -> pa.Buffer | None:
+        """Read a file that the program has given; None if it has not given it.
+
+        Raises:
+            ExchangeUnreachable: The storage is away.
+        """
+        name = f"{FILES}/{self._place.name(path)}"
+        return patiently(lambda: self._objects.get(name))
+
+    def folder(self, path: Path) -> Path:
+        """Return a copy on this machine's disk of a folder that the program has given.
+
+        Raises:
+            ExchangeUnreachable: The storage is away.
+        """
+        name = self._place.name(path)
+        with self._lock:
+            if name not in self._folders:
+                self._folders[name] = self._copied(name)
+            return self._folders[name]
+
+    def _copied(self, name: str) -> Path:
+        top = f"{FILES}/{name}"
+        copy = Path(tempfile.mkdtemp(prefix="tidemill-")) / PurePosixPath(name).name
+        try:
+            for found in patiently(lambda: self._objects.names(top)):
+                data = patiently(lambda found=found: self._objects.get(found))  # type: ignore[misc]
+                assert data is not None
+                to = copy / PurePosixPath(found).relative_to(top)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                to.write_bytes(data)
+        except BaseException:
+            shutil.rmtree(copy.parent, ignore_errors=True)
+            raise
+        return copy
+
+    def polls(self) -> SentPolls:
+        """Return the polls that the program sends: they are for one process.
+
+        Raises:
+            ExchangeUnreachable: What was told before could not be written.
+        """
+        if self._polls is None:
+            self._journal.tell(told(Told.SOURCE, {}))
+            self._polls = SentPolls(JournalReader(self._objects, DOWN))
+        return self._polls
+
+
+class SentPolls:
+    """Polls that the program sends (`program_end.ProgramEnd.send`).
+
+    Args:
+        journal: What the program tells.
+    """
+
+    def __init__(self, journal: JournalReader) -> None:
+        self._journal = journal
+        self._polls: deque[tuple[Poll, list[pa.RecordBatch]]] = deque()
+        self._end: Poll | None = None
+        self._heard_s = self._looks_s = time.monotonic()
+        self._wait_s = _LOOK_S
+
+    @property
+    def objects_read(self) -> int:
+        """How many objects of the program's journal were read: they may be removed."""
+        return self._journal.number
+
+    def check(self) -> None:
+        """Check that the program goes on.
+
+        Raises:
+            EngineLost: It has told nothing for too long.
+        """
+        self._look()
+        if time.monotonic() - self._heard_s > SILENT_S:
+            raise EngineLost(
+                f"the program that submitted the job has told nothing for {SILENT_S:.0f} s"
+            )
+
+    def next(self, at: Cut) -> tuple[Poll, list[pa.RecordBatch]] | None:
+        """Return the poll after another and its rejected records, if it has come.
+
+        Raises:
+            EngineLost: The source begins again before that.
+        """
+        if not self._polls:
+            self._look()
+        if not self._polls:
+            return None
+        poll, refused = self._polls.popleft()
+        if poll.number != at.number + 1:
+            raise EngineLost(
+                f"the engine has restarted the source after poll {at.number}, and the program has "
+                f"sent polls up to {poll.number}"
+            )
+        return poll, refused
+
+    def last(self, at: Cut) -> Poll | None:
+        """Return the last poll, if the program has sent it and all before it are taken."""
+        return None if self._polls else self._end
+
+    def _look(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._looks_s:
+            return
+        entries = patiently(self._journal.read)
+        if entries is None:
+            self._wait_s = min(2 * self._wait_s, _LOOKS_S)
+            self._looks_s = time.monotonic() + self._wait_s
+            return
+        self._heard_s, self._wait_s = time.monotonic(), _LOOK_S
+        for one in entries:
+            if one.key == Told.POLL:
+                poll, *refused = one.blobs
+                rows = [found for data in refused if (found := batch_of(data)) is not None]
+                self._polls.append((Poll.decode(poll, is_checked=True), rows))
+            elif one.key == Told.END:
+                self._end = Poll.decode(one.blobs[0], is_checked=True)

@@ -1,0 +1,72 @@
+"""Streams whose workers share no disk with the program: what it gives them, where they meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from tidemill.features.errors import ConfigurationError
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.io.exchange.program_end import ProgramEnd, exchange
+from tidemill.pipelines.publish.publish import PublishToStore
+from tidemill.pipelines.recovery.resume import Start
+from tidemill.pipelines.run import paths
+from tidemill.pipelines.run.holder import root_id
+from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
+from tidemill.pipelines.telemetry.stream_record import figures_files
+from tidemill.pipelines.telemetry.taken_files import write_taken
+from tidemill.serving.generations.current import Current
+from tidemill.serving.stores.online_places import SqlitePlace
+
+
+def meeting_of(
+    config: Configuration, current: Current
+) -> Callable[[str], AbstractContextManager[ProgramEnd]] | None:
+    """Return what opens an exchange for a job of a name; None if the configuration names none.
+
+    Args:
+        config: The configuration.
+        current: The folders of the stream.
+
+    Raises:
+        ConfigurationError: The online store is a file, which workers elsewhere do not have.
+    """
+    if config.stream.exchange is None:
+        return None
+    if isinstance(config.online_store, SqlitePlace):
+        raise ConfigurationError(
+            "stream.exchange: workers that share no disk with this program do not reach the online "
+            f"store {config.online_store.path}; let online_store be Redis, or leave out the "
+            "exchange"
+        )
+    figures = figures_files(current.folder).folder
+    writes = current.stream_folder / paths.SAVEPOINTS, figures
+    id_, taken = root_id(config.root), partial(write_taken, figures)
+    return partial(exchange, config.stream.exchange, config.root, id_, writes, taken)
+
+
+def meeting_at(
+    end: ProgramEnd, featurize: FeaturizeOptions, start: Start, bundle: Path | None
+) -> FeaturizeOptions:
+    """Give workers what they begin with; return the options with which they meet this program.
+
+    Args:
+        end: The program's end of the exchange.
+        featurize: The options of a process that shares its disk.
+        start: The start of the run.
+        bundle: The folder of the bundle; None for a project without a model.
+
+    Raises:
+        ExchangeUnreachable: It cannot be given.
+    """
+    end.give(start.folder)
+    if bundle is not None:
+        end.give(bundle)
+    figures = replace(featurize.figures, exchange=end.place)
+    store = featurize.store
+    if isinstance(store, PublishToStore):
+        store = replace(store, figures=figures)
+    return replace(featurize, figures=figures, store=store, exchange=end.place)

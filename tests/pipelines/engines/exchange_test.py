@@ -1,0 +1,112 @@
+"""Streams on a Flink cluster whose workers do not have the program's disk, through an exchange.
+
+The workers see an empty folder where the root is (`tests.support.elsewhere`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.elsewhere import elsewhere
+from tests.support.flink_cluster import TestCluster
+from tests.support.live_project import LiveProject
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.replayed import REQUESTS, Replayed
+from tests.support.s3_server import S3Server
+from tidemill.pipelines.run import paths
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+    started = TestCluster(tmp_path_factory.mktemp("flink"))
+    try:
+        started.start()
+        yield started
+    finally:
+        started.close()
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    server = S3Server(tmp_path / "s3", free_port())
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[str]:
+    """A Redis, as in a configuration."""
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    yield f"{{type: redis, host: {server.host}, port: {server.port}}}"
+    server.kill()
+
+
+def meet_at(folder: Path, url: str) -> None:
+    """Let a project's stream meet its workers at a URL."""
+    path = folder / "tidemill.yaml"
+    assert "stream: {" in path.read_text()
+    path.write_text(path.read_text().replace("stream: {", f'stream: {{exchange: "{url}", '))
+
+
+def test_a_replay_is_that_of_fnapi_in_a_folder_that_is_mounted_everywhere(
+    cluster: TestCluster, store: str, tmp_path: Path
+) -> None:
+    project = Replayed(tmp_path / "replayed", store)
+    project.run("stream", "--quiet")
+    of_fnapi = project.outputs()
+    assert len(of_fnapi[paths.PREDICTIONS]) == REQUESTS
+    meet_at(project.folder, f"file://{tmp_path / 'exchange'}")
+    with elsewhere(project.folder / "run", tmp_path / "pool") as pool:
+        project.run("stream", "--quiet", *cluster.flags, pool.flag, "--parallelism=2")
+        assert pool.written() == []
+    assert project.outputs() == of_fnapi
+    project.verify()
+    assert [path for path in (tmp_path / "exchange").rglob("*") if path.is_file()] == []
+
+
+def test_a_live_stream_over_s3_loses_and_doubles_nothing_whoever_is_killed(
+    cluster: TestCluster, store: str, s3: S3Server, broker: Any, tmp_path: Path
+) -> None:
+    project = LiveProject(tmp_path / "live", broker, savepoint_every="2s", sinks=True)
+    path = project.folder / "tidemill.yaml"
+    path.write_text(path.read_text().replace("{type: sqlite, path: online.db}", store))
+    meet_at(project.folder, s3.url)
+    project.run("backfill")
+    with elsewhere(project.folder / "run", tmp_path / "pool", s3.environment) as pool:
+        project.flags = [*cluster.flags, pool.flag, "--parallelism=2"]
+        with project.streaming() as process:
+            project.produce(60, 20)
+            project.wait_for(20, process)
+            # A worker: another job goes on from the last savepoint.
+            os.kill(pool.workers()[0], signal.SIGKILL)
+            project.produce(60, 20)
+            project.wait_for(40, process)
+            # The storage, which comes back with all that it had.
+            s3.kill()
+            project.produce(60, 20)
+            s3.start()
+            project.wait_for(60, process)
+        # The program, under a job that runs.
+        project.produce(60, 20)
+        with project.streaming("--resume") as process:
+            project.wait_for(80, process)
+            project.drain(process)
+        assert pool.written() == []
+        # The states are the program's own: it goes on without workers, too.
+        project.produce(60, 20)
+        project.flags = ["--engine", "fnapi"]
+        with project.streaming("--resume") as process:
+            project.wait_for(100, process)
+            project.drain(process)
+    assert project.verify() == 4 * 100
+    assert s3.objects() == []

@@ -1,0 +1,89 @@
+"""An S3 server for tests: versitygw (`make s3`), with a folder behind it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from tests.support.markdown import ROOT
+from tidemill.pipelines.servers.kafka_settings import HOST
+
+BINARY: Final = ROOT / ".tidemill" / "bin" / "versitygw"
+BUCKET: Final = "exchange"
+_STARTS_S: Final = 30.0
+_LOOK_S: Final = 0.05
+
+
+class S3Server:
+    """A server, running or not.
+
+    Args:
+        folder: Where the objects and its log are.
+        port: The port at which it listens.
+    """
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder, self.port = folder, port
+        self._keys = secrets.token_hex(8), secrets.token_hex(16)
+        self._process: subprocess.Popen[bytes] | None = None
+        (folder / "objects" / BUCKET).mkdir(parents=True)
+
+    @property
+    def url(self) -> str:
+        """The URL of its bucket, as a configuration names it."""
+        options = f"endpoint_override={HOST}:{self.port}&scheme=http&region=us-east-1"
+        return f"s3://{BUCKET}/tidemill?{options}"
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The variables with the credentials."""
+        access, secret = self._keys
+        return {"AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret}
+
+    def objects(self) -> list[Path]:
+        """Return the files behind the objects."""
+        return [path for path in (self.folder / "objects" / BUCKET).rglob("*") if path.is_file()]
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        assert BINARY.exists(), f"{BINARY} is missing: run `make s3`"
+        access, secret = self._keys
+        command = [str(BINARY), "--access", access, "--secret", secret]
+        command += ["--port", f"{HOST}:{self.port}", "--quiet", "posix", "--nometa"]
+        with (self.folder / "s3.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, str(self.folder / "objects")],
+                cwd=self.folder,
+                env={**os.environ},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        deadline_s = time.monotonic() + _STARTS_S
+        while not self._answers():
+            assert self._process.poll() is None, (self.folder / "s3.log").read_text()
+            assert time.monotonic() < deadline_s, (self.folder / "s3.log").read_text()
+            time.sleep(_LOOK_S)
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=1)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().status < 500
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait(timeout=30)
+            self._process = None
