@@ -26,6 +26,7 @@ NAMES: Final = (
     "streaming",
     "live",
     "live_flights",
+    "live_flink",
     "online_writes",
     "online_reads",
     "second_fill",

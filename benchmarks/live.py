@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,13 +106,38 @@ def load(
         yield process
 
 
+Adapt = Callable[[LiveProject], None]
+"""Changes a project before anything is done with it."""
+
+
+def as_it_is(project: LiveProject) -> None:
+    """Change nothing."""
+
+
 def latency(
-    folder: Path, broker: TestBroker, engine: str, mode: str, rate: int, seconds: float
+    folder: Path,
+    broker: TestBroker,
+    engine: str,
+    mode: str,
+    rate: int,
+    seconds: float,
+    adapt: Adapt = as_it_is,
 ) -> list[Figure]:
-    """Measure the latency of a steady stream."""
+    """Measure the latency of a steady stream.
+
+    Args:
+        folder: Where it runs.
+        broker: The broker.
+        engine: Its name in the figures, and in the configuration unless `adapt` changes it.
+        mode: ``exact`` or ``eager``.
+        rate: Rows per second.
+        seconds: How long.
+        adapt: Changes its project.
+    """
     project = LiveProject(
         folder, broker, engine, mode, savepoint_every="10s", sinks=True, alone=True
     )
+    adapt(project)
     project.run("backfill")
     with project.streaming() as process:
         project.produce(10, 5)
@@ -258,16 +283,24 @@ def figures_of(name: str, what: str, runs: Sequence[Sustained], note: str) -> li
 
 
 def sustained(
-    folder: Path, broker: TestBroker, engine: str, rows: int, pairs: int, *, sinks: bool
+    folder: Path,
+    broker: TestBroker,
+    engine: str,
+    rows: int,
+    pairs: int,
+    adapt: Adapt = as_it_is,
+    *,
+    sinks: bool,
 ) -> list[Figure]:
     """Measure how fast a stream takes messages of one row.
 
     Args:
         folder: Where it runs.
         broker: The broker.
-        engine: ``fnapi`` or ``prism``.
+        engine: Its name in the figures, and in the configuration unless `adapt` changes it.
         rows: The rows of its topics.
         pairs: How often it and the reader run, in turn.
+        adapt: Changes its project.
         sinks: Whether predictions also go to a topic.
     """
     name = f"{engine}, sustained, {'predictions to a topic' if sinks else 'features'}"
@@ -275,6 +308,7 @@ def sustained(
     for pair in range(pairs):
         place = folder / str(pair)
         project = LiveProject(place, broker, engine, savepoint_every="10s", sinks=sinks, alone=True)
+        adapt(project)
         project.run("backfill")
         with load(project, 0, rows) as producing:
             assert producing.wait() == 0
@@ -293,7 +327,14 @@ def kernel_alone(rows: int) -> float:
 
 
 def large_messages(
-    folder: Path, broker: TestBroker, form: str, rows: int, kernel_rows: int, pairs: int
+    folder: Path,
+    broker: TestBroker,
+    form: str,
+    rows: int,
+    kernel_rows: int,
+    pairs: int,
+    engine: str = "fnapi",
+    adapt: Adapt = as_it_is,
 ) -> list[Figure]:
     """Measure how fast a stream takes messages of many rows, and writes answers to files.
 
@@ -304,12 +345,15 @@ def large_messages(
         rows: The rows of its topics.
         kernel_rows: The rows that the kernel takes alone.
         pairs: How often it and the kernel run, in turn.
+        engine: Its name in the figures, and in the configuration unless `adapt` changes it.
+        adapt: Changes its project.
     """
-    name = f"fnapi, {LARGE_ROWS:,} rows a message as {form}"
+    name = f"{engine}, {LARGE_ROWS:,} rows a message as {form}"
     runs = []
     for pair in range(pairs):
         place = folder / str(pair)
-        project = LiveProject(place, broker, savepoint_every="10s", format=form, alone=True)
+        project = LiveProject(place, broker, engine, savepoint_every="10s", format=form, alone=True)
+        adapt(project)
         project.run("backfill")
         with load(project, 0, rows, LARGE_ROWS) as producing:
             assert producing.wait() == 0

@@ -195,5 +195,6 @@ def test_what_is_lost_of_a_job_of_two_workers_loses_doubles_and_changes_nothing(
     assert verdict.ended_by_itself == ()
     assert (verdict.lost, verdict.doubled) == (0, 0)
     assert verdict.values == 4 * verdict.requests > 100
-    assert verdict.fenced == (True,), said
-    assert len(said) == 3, said
+    print(*said, sep="\n")
+    assert verdict.fenced == (True,)
+    assert len(said) == 3
