@@ -88,7 +88,7 @@ faults: venv kafka flink
 	$(BIN)/python -m benchmarks.faults $(ARGS)
 
 # An hour, by default.
-soak: venv prism kafka
+soak: venv prism kafka flink
 	$(BIN)/python -m benchmarks.live_long $(ARGS)
 
 # Some 40 minutes. ARGS="--only bytewax tidemill-fnapi --cases rows" does less.

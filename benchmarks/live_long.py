@@ -4,8 +4,10 @@
     make soak ARGS="--minutes 5 --engine fnapi"
     make soak ARGS="--standstill 60 --engine fnapi"    # messages of an hour wait, more come
     make soak ARGS="--filled 60"                       # a soak that begins with full windows
+    make soak ARGS="--engine flink"                    # on a Flink cluster of this machine
 
-Writes ``live_soak.json`` or ``live_catch_up.json``; a soak draws with ``--picture FILE`` how
+Writes ``live_soak.json`` or ``live_catch_up.json``, with the engine's name if it is Flink, whose
+processes all count for memory; a soak draws with ``--picture FILE`` how
 latency and memory went. The longest window is an hour, so memory rises in the first hour, unless
 the stream has taken the rows of an hour before. The exit status is 1 if a value differs, or a
 prediction was lost or doubled.
@@ -36,6 +38,7 @@ from kafka import KafkaConsumer, TopicPartition
 from benchmarks.live import DISORDER_MS, Reader, load, prove
 from benchmarks.live_load import CARDS, PARTITIONS, REQUEST_EVERY, row_of
 from benchmarks.measure import AnswersDiffer, Figure, Report
+from tests.support.flink_cluster import TestCluster
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject, Program, instant
 from tests.support.topics import committed
@@ -56,7 +59,7 @@ class Watch:
 
     Attributes:
         at_s: When each sample was taken, from the beginning.
-        memory_gib: The memory of the stream and of all its processes.
+        memory_gib: The memory of the stream, of all its processes, and of its cluster.
     """
 
     at_s: list[float] = field(default_factory=list)
@@ -74,17 +77,18 @@ class Watch:
 
 
 @contextmanager
-def watching(pid: int, every_s: float) -> Iterator[Watch]:
-    """Sample a process and its children."""
+def watching(pids: Sequence[int], every_s: float) -> Iterator[Watch]:
+    """Sample processes and their children."""
     watch, ended, began = Watch(), threading.Event(), time.monotonic()
-    process = psutil.Process(pid)
+    processes = [psutil.Process(pid) for pid in pids]
 
     def run() -> None:
         while not ended.wait(every_s):
             total = 0
             try:
-                for one in (process, *process.children(recursive=True)):
-                    total += one.memory_info().rss
+                for process in processes:
+                    for one in (process, *process.children(recursive=True)):
+                        total += one.memory_info().rss
             except psutil.NoSuchProcess:
                 continue
             watch.at_s.append(time.monotonic() - began)
@@ -112,12 +116,20 @@ def begun_before(
         ago=minutes + 2,
         alone=True,
     )
+    if given.cluster is not None:
+        project.flags = given.cluster.flags
     project.run("backfill")
     if minutes:
         now_us = time.time_ns() // 1_000
         rows = round(given.rate * minutes * 60)
         produce_past(project, rows, now_us - round(minutes * 60e6), now_us)
     return project
+
+
+def processes_of(given: argparse.Namespace, process: Program) -> list[int]:
+    """Return the processes of a stream, and of the cluster that it runs on."""
+    of_cluster = [] if given.cluster is None else given.cluster.running.values()
+    return [process.pid, *(one.pid for one in of_cluster)]
 
 
 def soak(given: argparse.Namespace, folder: Path, broker: TestBroker) -> list[Figure]:
@@ -132,7 +144,7 @@ def soak(given: argparse.Namespace, folder: Path, broker: TestBroker) -> list[Fi
             project.wait_for(5, process)
         reader, began_us = Reader(project), time.time_ns() // 1_000
         with (
-            watching(process.pid, max(seconds / 360, 1.0)) as watch,
+            watching(processes_of(given, process), max(seconds / 360, 1.0)) as watch,
             load(project, given.rate, seconds) as producing,
         ):
             while producing.poll() is None:
@@ -281,7 +293,7 @@ def catch_up(given: argparse.Namespace, folder: Path, broker: TestBroker) -> lis
     name = f"{given.engine}, {rows:,} rows wait and {given.rate:,.0f} rows/s come"
     with project.streaming() as process:
         with (
-            watching(process.pid, 1.0) as watch,
+            watching(processes_of(given, process), 1.0) as watch,
             load(project, given.rate, given.minutes * 60) as producing,
         ):
             took, stood = catching_up(project, process, given.rate)
@@ -348,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.live_long", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0, help="how long rows come")
     parser.add_argument("--rate", type=float, default=2_000.0, help="rows a second")
-    parser.add_argument("--engine", default="prism", choices=("fnapi", "prism"))
+    parser.add_argument("--engine", default="prism", choices=("fnapi", "prism", "flink"))
     parser.add_argument("--standstill", type=float, default=0.0, help="minutes whose rows wait")
     parser.add_argument(
         "--filled", type=float, default=0.0, help="minutes that a soak takes before"
@@ -360,15 +372,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="tidemill-long-") as folder:
         broker = TestBroker(Path(folder) / "kafka")
         broker.start()
+        given.cluster = None
         try:
+            if given.engine == "flink":
+                given.cluster = TestCluster(Path(folder) / "cluster")
+                given.cluster.start()
             what = catch_up if given.standstill else soak
             figures = what(given, Path(folder) / "project", broker)
         except AnswersDiffer as error:
             print(error, file=sys.stderr)
             return 1
         finally:
+            if given.cluster is not None:
+                given.cluster.close()
             broker.close()
     name = "live_catch_up" if given.standstill else "live_soak"
+    name += "_flink" if given.engine == "flink" else ""
     command = f"python -m benchmarks.live_long {given_text}".rstrip()
     Report(name, command, quick=False, figures=figures).write(given.results)
     for one in figures:
