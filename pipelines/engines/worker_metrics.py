@@ -14,9 +14,10 @@ no more memory the longer it is.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from apache_beam.metrics import monitoring_infos
 from apache_beam.metrics.cells import CounterCell
@@ -24,6 +25,11 @@ from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.worker import sdk_worker, statesampler
 from apache_beam.runners.worker.bundle_processor import BundleProcessor
+
+_NAMES_STREAM: Final = (
+    "data_stream_id" in inspect.signature(BundleProcessor.process_bundle).parameters
+)
+"""Whether a bundle's data has a stream of its own: since Beam 2.77."""
 
 
 def report_metrics_of_steps() -> None:
@@ -52,9 +58,8 @@ class _Worker(sdk_worker.SdkWorker):
                 ),
                 self.maybe_profile(instruction_id),
             ):
-                residuals, finalizes = processor.process_bundle(
-                    instruction_id, request.data_stream_id
-                )
+                stream = (request.data_stream_id,) if _NAMES_STREAM else ()
+                residuals, finalizes = processor.process_bundle(instruction_id, *stream)
                 infos = _of_steps(processor)
             if not finalizes:
                 cache.release(instruction_id)

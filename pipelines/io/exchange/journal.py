@@ -32,10 +32,10 @@ from tidemill.pipelines.io.framing import (
 
 BEAT_S: Final = 2.0
 """A writer tells something at least so often."""
-PATIENCE_S: Final = 120.0
+PATIENCE_S: Final = 600.0
 """So long a storage may be away before whoever needs it gives up."""
 SILENT_S: Final = 150.0
-"""A process that has told nothing for so long has ended: longer than it waits for the storage."""
+"""A process that has told nothing for so long, while the storage was there, has ended."""
 BLOCK: Final = 64
 """So many objects are in a folder, which is removed when all of them were read."""
 _AGAIN_S: Final = 1.0

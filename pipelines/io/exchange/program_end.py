@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -59,12 +59,12 @@ class _Worker:
     """What is known of a worker.
 
     Attributes:
+        heard_s: When it was last seen that it has told something.
         read: How many objects of its journal were read.
-        heard_s: When the last one was read.
     """
 
+    heard_s: float
     read: int = 0
-    heard_s: float = field(default_factory=time.monotonic)
 
 
 class ProgramEnd:
@@ -190,15 +190,18 @@ class ProgramEnd:
 
     def _take_once(self) -> bool:
         """Take what has come; tell whether anything has."""
+        began_s = time.monotonic()
         names = patiently(lambda: self._objects.names(UP), self._ended.is_set)
-        self._looked_s = time.monotonic()
+        looked_s = time.monotonic()
+        for worker in self._workers.values():
+            worker.heard_s += looked_s - began_s  # nobody can tell anything while storage is away
         by_worker: dict[str, set[str]] = {}
         for name in names:
-            _, worker, number = name.split("/", 2)
-            by_worker.setdefault(worker, set()).add(number)
+            _, of_worker, number = name.split("/", 2)
+            by_worker.setdefault(of_worker, set()).add(number)
         taken: list[tuple[str, _Worker, str]] = []
         for name, numbers in by_worker.items():
-            of = self._workers.setdefault(name, _Worker())
+            of = self._workers.setdefault(name, _Worker(looked_s))
             next_ = of.read
             while name_of(next_) in numbers:
                 taken.append((name, of, f"{UP}/{name}/{name_of(next_)}"))
@@ -210,9 +213,10 @@ class ProgramEnd:
             for one in read_told(data, f"{self._objects.shown}: {path}"):
                 self._take(name, one)
             of.read += 1
-            of.heard_s = time.monotonic()
+            of.heard_s = looked_s
             if of.read % BLOCK == 0:
                 self._pool.submit(self._remove, f"{UP}/{name}/{block_of(of.read - 1)}")
+        self._looked_s = looked_s
         return bool(taken)
 
     def _read(self, path: str) -> pa.Buffer | None:

@@ -247,13 +247,15 @@ class SentPolls:
         return None if self._polls else self._end
 
     def _look(self) -> None:
-        now_s = time.monotonic()
-        if now_s < self._looks_s:
+        began_s = time.monotonic()
+        if began_s < self._looks_s:
             return
         entries = patiently(self._journal.read)
         if entries is None:
+            now_s = time.monotonic()
+            self._heard_s += now_s - began_s  # nobody can tell anything while storage is away
             self._wait_s = min(2 * self._wait_s, _LOOKS_S)
-            self._looks_s = time.monotonic() + self._wait_s
+            self._looks_s = now_s + self._wait_s
             return
         self._heard_s, self._wait_s = time.monotonic(), _LOOK_S
         for one in entries:

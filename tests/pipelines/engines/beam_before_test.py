@@ -91,4 +91,7 @@ def test_a_stream_goes_on_under_it_and_back(tmp_path: Path) -> None:
     run_under_it(project.folder, "verify", "--quiet")
     parts = project.outputs()
     assert len(whole[paths.PREDICTIONS]) == REQUESTS
-    assert parts[paths.PREDICTIONS] == whole[paths.PREDICTIONS]
+    for one, other in zip(parts[paths.PREDICTIONS], whole[paths.PREDICTIONS], strict=True):
+        # Polls end at the savepoints, too, so releases differ.
+        names = ["request_id", *(name for name in one if name.startswith("by_card__"))]
+        assert [one[name] for name in names] == [other[name] for name in names]
