@@ -206,7 +206,7 @@ def said(verdict: Verdict, faults: int, minutes: float, seed: int) -> str:
     if verdict.fenced:
         lines.append(
             f"{sum(verdict.fenced)} of {len(verdict.fenced)} workers that no lock had stopped were "
-            "refused by the store"
+            "refused by the store, or ended"
         )
     lines.append(
         f"{faults} faults in {minutes:.1f} minutes, seed {seed}: 0 mismatches in "
@@ -260,7 +260,9 @@ def write(
         Figure(f"{part}: ended by itself", len(verdict.ended_by_itself), "times"),
     ]
     if verdict.fenced:
-        figures.append(Figure(f"{part}: fenced by the store", sum(verdict.fenced), "workers"))
+        figures.append(
+            Figure(f"{part}: fenced by the store, or ended", sum(verdict.fenced), "workers")
+        )
     for kind in dict.fromkeys(one.fault.kind for one in suffered):
         took = [one.later_s for one in suffered if one.fault.kind == kind]
         note = f"{len(took)} times; the median"

@@ -20,6 +20,8 @@ from typing import Final
 
 _STATE_CACHE_BYTES: Final = 0
 
+_log: Final = logging.getLogger(__name__)
+
 
 def main(arguments: Sequence[str]) -> None:
     """Work until the job, or the pool, ends."""
@@ -69,7 +71,13 @@ def _work(control: str, worker: str) -> None:
 
     signal.signal(signal.SIGTERM, _end)
     report_metrics_of_steps()
-    SdkHarness(control, worker_id=worker, state_cache_size=_STATE_CACHE_BYTES).run()
+    try:
+        SdkHarness(control, worker_id=worker, state_cache_size=_STATE_CACHE_BYTES).run()
+    except Exception:  # noqa: BLE001 - it is said, and this process ends
+        # Such as the end of a connection, after this process stood still.
+        _log.exception("the engine is lost")
+    # Threads of gRPC may keep an interpreter from ending, with all that a core can do.
+    _end(0, None)
 
 
 def _end(_: int, __: FrameType | None) -> None:

@@ -203,7 +203,8 @@ def outdate_worker_without_lock(run: FaultRun, _: float) -> None:
 
     Its TaskManager stands still, so nothing tells the worker; the lock of its attempt does not
     hold, so nobody ends it. The store was killed under its write, so it repeats that when it wakes.
-    The token of the store must refuse it: then the error stands in the workers' log.
+    The token of the store must refuse it: then the error stands in the workers' log. A worker that
+    stood still for long ends instead, since its connections to the cluster are lost.
     """
     attempt, alone = run.attempt(), run.process(TASK_MANAGER)
     run.store.freeze()
@@ -221,13 +222,19 @@ def outdate_worker_without_lock(run: FaultRun, _: float) -> None:
         said = len(run.log_of_workers())
         for one in victims:
             assert one.send(signal.SIGCONT), "a worker without a lock was ended"
+
+        def is_refused() -> bool:
+            return _FENCED in run.log_of_workers()[said:]
+
+        def writes_no_more() -> bool:
+            return is_refused() or not any(one.is_alive() for one in victims)
+
         with suppress(AssertionError):
-            run.wait(lambda: _FENCED in run.log_of_workers()[said:], within_s=_WAKES_S)
-        is_fenced = _FENCED in run.log_of_workers()[said:]
-        run.fenced.append(is_fenced)
-        if not is_fenced:
+            run.wait(writes_no_more, within_s=_WAKES_S)
+        run.fenced.append(writes_no_more())
+        if not is_refused():
             left = [one.pid for one in victims if one.is_alive()]
-            run.say(f"not fenced: {victims}, of which {left} are left:")
+            run.say(f"not refused by the store: {victims}, of which {left} are left; they said:")
             run.say(run.log_of_workers()[said:][-_SHOWN:])
         run.wait_for_answers(5)
         _kill([alone])

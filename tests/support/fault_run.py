@@ -75,7 +75,8 @@ class Verdict:
         ended_by_itself: For each time that the stream ended by itself the end of its log.
         noticed_s: For each fault of the broker, how long after the first acknowledged message of
             the broker that was back the stream had read it.
-        fenced: For each worker that the lock of its attempt did not stop, whether the store did.
+        fenced: For each worker that the lock of its attempt did not stop, whether the store did, or
+            it ended before it wrote.
     """
 
     values: int

@@ -197,4 +197,4 @@ def test_what_is_lost_of_a_job_of_two_workers_loses_doubles_and_changes_nothing(
     assert verdict.values == 4 * verdict.requests > 100
     print(*said, sep="\n")
     assert verdict.fenced == (True,)
-    assert len(said) == 3
+    assert len(said) >= 3
