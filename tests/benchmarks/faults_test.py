@@ -49,7 +49,7 @@ def test_figures_of_one_way_to_run_faults_stand_beside_those_of_others(tmp_path:
     figures = {one["name"]: one["value"] for one in found["figures"]}
     assert figures["restores, parallelism 1: requests"] == 1
     assert figures["each kind, parallelism 1: requests"] == 30
-    assert figures["each kind, parallelism 1: fenced by the store"] == 1
+    assert figures["each kind, parallelism 1: fenced by the store, or ended"] == 1
     assert figures["restores, parallelism 1: kill broker"] == 3.25
     restores, each = found["command"].split("; ")
     said_of = "parallelism 1: python -m benchmarks.faults --engine flink"
