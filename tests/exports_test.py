@@ -24,9 +24,9 @@ EXPORTS = {
     "DISTINCT_REGISTER_BITS DTYPES FEATURE_DTYPES FLOAT64 INT64 QUANTILE_MANTISSA_BITS REGISTRY "
     "STRING TIMESTAMP "
     "Aggregation Arithmetic Column Comparison Entity EventStream Expression FeatureColumn "
-    "FeatureView FillNull IsIn IsNull Label Literal LocalField Logic Mask Not Partial Project "
-    "Request Scalar Schema col count distinct_count first last last_k max mean min quantile rate "
-    "spec_hash std sum time_since_last variance wrap",
+    "FeatureView FillNull IsIn IsNull Label Literal LocalField Logic Mask Not Origin Partial "
+    "Project Request Scalar Schema col count distinct_count first has_grown last last_k max mean "
+    "min quantile rate spec_hash std sum time_since_last variance wrap",
     "tidemill.features.kernel.folds": "counts_and_extremes distinct finish first_last quantiles "
     "sums",
     **{f"tidemill.serving.{package}": names for package, names in SERVING.items()},
@@ -49,7 +49,7 @@ def test_no_other_package_exports_a_name() -> None:
 
 def test_pipelines_offers_its_commands() -> None:
     assert " ".join(COMMANDS) == (
-        "demo init validate backfill train stream upgrade status republish verify report features "
-        "explain lineage apply clean-store merge-log archive export-archive replay-rejected "
-        "forget up down"
+        "demo init validate backfill train stream upgrade reload status republish verify report "
+        "features explain lineage apply clean-store merge-log archive export-archive "
+        "replay-rejected forget up down"
     )

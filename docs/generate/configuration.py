@@ -31,7 +31,7 @@ from tidemill.pipelines.config import (
     telemetry_section,
 )
 from tidemill.pipelines.config.archive_section import Archive
-from tidemill.pipelines.config.choices import ENGINES, LOG_FORMATS, MODES
+from tidemill.pipelines.config.choices import ENGINES, LOG_FORMATS, LOG_LEVELS, MODES
 from tidemill.pipelines.config.configuration import Configuration, Splits, StreamOptions, Training
 from tidemill.pipelines.config.inference_section import InferenceOptions
 from tidemill.pipelines.config.kafka_connection import CLIENTS, MECHANISMS
@@ -42,6 +42,7 @@ from tidemill.pipelines.config.kafka_section import (
     LATEST,
     KafkaTopic,
 )
+from tidemill.pipelines.config.live_settings import LIVE_KEYS
 from tidemill.pipelines.config.schema_registry import REGISTRY_KEYS, SchemaRegistry
 from tidemill.pipelines.config.sink_section import KafkaSink
 from tidemill.pipelines.config.source_section import Source
@@ -135,7 +136,7 @@ stream:
 predictions: {kafka: {bootstrap: "localhost:9092", topic: predictions}}
 rejected: {kafka: {bootstrap: "localhost:9092", topic: rejected}}
 metrics: {listen: "localhost:9464"}
-logging: {format: json}
+logging: {format: json, level: info}
 tracing: {endpoint: "http://localhost:4318"}
 """.replace("splits: &splits", "splits:")
 """A file with every key of the sections that every project has."""
@@ -287,8 +288,9 @@ SECTIONS: Final = (
         "metrics", telemetry_section.METRICS_KEYS, MetricsPage, required=("listen",),
     ),
     Described(
-        "logging", telemetry_section.LOGGING_KEYS, LogOptions, "logging: {format: json}",
-        choices={"format": LOG_FORMATS},
+        "logging", telemetry_section.LOGGING_KEYS, LogOptions,
+        "logging: {format: json, level: info}",
+        choices={"format": LOG_FORMATS, "level": LOG_LEVELS},
     ),
     Described(
         "tracing", telemetry_section.TRACING_KEYS, TraceOptions, required=("endpoint",),
@@ -352,7 +354,29 @@ def render() -> str:
         lines += [table(["key", "type", "default", "example", "meaning"], rows), ""]
         for example in filter(None, (section.example, section.other)):
             lines += ["```yaml", example, "```", ""]
-    return "\n".join([*lines, *_transform()])
+    return "\n".join([*lines, *_live(), *_transform()])
+
+
+def _live() -> list[str]:
+    """Return the section on what a stream that runs takes over."""
+    rows = [[f"`{key}`", f"{when}"] for key, when in LIVE_KEYS.items()]
+    return [
+        "## What a stream takes over while it runs",
+        "",
+        "`tidemill reload` lets the stream that runs, on whatever engine, read its file again. It",
+        "takes over these keys:",
+        "",
+        table(["key", "when"], rows),
+        "",
+        "It prints what the stream has taken over, and what else differs and waits for a restart",
+        "(`tidemill stream --resume`); `tidemill status` shows both, and the stream logs them as",
+        "the event `reload`. A file that cannot be used is refused by the command; the stream goes",
+        "on with what it has. No other key is live: workers of an engine are other processes, and",
+        "what values depend on (views, shards, `answer_within`, a topic's `quiet`) belongs to a",
+        "restart or to `tidemill upgrade`. SIGHUP does not reload: it comes when a terminal is",
+        "closed, and ends a stream in order.",
+        "",
+    ]
 
 
 def _introduction() -> list[str]:

@@ -54,8 +54,10 @@ from tidemill.features.definitions.schema import (
     INT64,
     STRING,
     TIMESTAMP,
+    Origin,
     Scalar,
     Schema,
+    has_grown,
 )
 from tidemill.features.definitions.streams import EventStream
 from tidemill.features.definitions.views import Entity, FeatureColumn, FeatureView
@@ -91,6 +93,7 @@ __all__ = [
     "Logic",
     "Mask",
     "Not",
+    "Origin",
     "Partial",
     "Project",
     "Request",
@@ -100,6 +103,7 @@ __all__ = [
     "count",
     "distinct_count",
     "first",
+    "has_grown",
     "last",
     "last_k",
     "max",

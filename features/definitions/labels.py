@@ -66,7 +66,7 @@ class Label:
         for asked, column in self.on.items():
             check_column_name(asked, f"{what}: on: the request's column")
             check_column(self.stream.schema, column, KEY_DTYPES, f"{what}: join column")
-        self.stream.check_read([*self.value.columns(), *self.on.values()], what)
+        self.stream.check_read(self.columns, what)
         check_kind(self.recurring, bool, f"{what}: recurring", "True or False")
         if self.horizon_us <= 0:
             raise DefinitionError(f"{what}: the horizon must be longer than zero")
@@ -76,11 +76,16 @@ class Label:
         """The horizon in microseconds."""
         return parse_duration(self.horizon, f"label {self.name!r}: horizon")
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns of the stream that it reads, beside time and id."""
+        return frozenset([*self.value.columns(), *self.on.values()])
+
     def spec(self) -> dict[str, Any]:
         """Return a canonical JSON value."""
         spec = {
             "label": self.name,
-            "stream": self.stream.spec(),
+            "stream": self.stream.spec(self.columns),
             "value": self.value.spec(),
             "on": dict(sorted(self.on.items())),
             "horizon_us": self.horizon_us,

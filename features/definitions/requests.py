@@ -19,6 +19,7 @@ from tidemill.features.definitions.reserved import (
 from tidemill.features.definitions.schema import (
     KEY_DTYPES,
     TIMESTAMP,
+    Origin,
     Schema,
     check_column,
     check_schema,
@@ -145,6 +146,16 @@ class Request(Arriving):
     def identity(self) -> tuple[str, ...]:
         """The columns by which two requests are one: all of them."""
         return tuple(self.schema)
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """The columns that the request has got later: none."""
+        return ()
+
+    @property
+    def origin(self) -> Origin:
+        """The columns of its first rows: those of today."""
+        return Origin(self.schema, {})
 
     def spec(self) -> dict[str, Any]:
         """Return a canonical JSON value."""

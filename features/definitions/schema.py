@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 
@@ -38,6 +38,18 @@ Schema = Mapping[str, str]
 Scalar = int | float | str | bool
 
 
+class Origin(NamedTuple):
+    """How the columns of a source came about; a digest of rows depends on it, and on all columns.
+
+    Attributes:
+        base: The columns that its first rows had, of the dtypes that they had first.
+        added: The columns that it has got later, likewise.
+    """
+
+    base: Schema
+    added: Schema
+
+
 def check_schema(
     schema: Mapping[str, str], what: str, reserved: Collection[str] = LOG_COLUMNS
 ) -> Schema:
@@ -59,6 +71,39 @@ def check_schema(
             raise WrongType(
                 f"{what}: column {shown(column)} has dtype {shown(dtype)}; "
                 f"{nearest(dtype, DTYPES)} (of {', '.join(DTYPES)})"
+            )
+    return copy
+
+
+WIDENINGS: Final = ((INT64, FLOAT64),)
+"""The dtypes of values that another dtype holds without loss: the narrower one, the wider one. An
+integer beyond 2**53 is no float64, and its row is rejected."""
+
+
+def has_grown(before: Schema, after: Schema) -> bool:
+    """Tell whether rows with some columns can be read as rows with others, without loss."""
+    return all(
+        name in after and (dtype == after[name] or (dtype, after[name]) in WIDENINGS)
+        for name, dtype in before.items()
+    )
+
+
+def check_widened(schema: Schema, widened: Mapping[str, str], what: str) -> Mapping[str, str]:
+    """Check that columns had narrower dtypes before; return a read-only copy.
+
+    Args:
+        schema: The schema.
+        widened: Column to the dtype that it had.
+        what: The definition that has the schema; used in the error.
+    """
+    copy = read_only(widened, f"{what}: widened", "a dict such as {'amount': 'int64'}")
+    for column, before in copy.items():
+        check_column(schema, column, DTYPES, f"{what}: widened")
+        if (before, schema[column]) not in WIDENINGS:
+            raise WrongType(
+                f"{what}: widened says that column {shown(column)} was {shown(before)}, and it is "
+                f"{schema[column]}: only int64 to float64 keeps every value; declare a column of "
+                "another name beside it"
             )
     return copy
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from tidemill.features.contract import parse_duration
 from tidemill.features.definitions.arguments import check_kind, check_name
@@ -13,9 +13,11 @@ from tidemill.features.definitions.schema import (
     DTYPES,
     KEY_DTYPES,
     TIMESTAMP,
+    Origin,
     Schema,
     check_column,
     check_schema,
+    check_widened,
 )
 from tidemill.features.errors import DefinitionError
 
@@ -69,6 +71,11 @@ class EventStream(Arriving, Described):
         transport: The columns that say how an event was delivered and not what it says, such as
             the time of its receipt. Events that are equal in all other columns are one event,
             delivered several times. No feature, key or label may read such a column.
+        optional: The columns that the stream has got later: a row that lacks one has a null there.
+            Without a value such a column is no part of what makes an event what it is, so that a
+            stream goes on with the log and the states that it has when one is added.
+        widened: Column to the narrower dtype that it had before: ``int64`` of one that is
+            ``float64`` now. Whole numbers are taken for what they were.
         owner: Who is responsible for it; no part of the hash, like tags and description.
         tags: Texts by name, for Feast's registry.
         description: What it is, in words.
@@ -82,6 +89,8 @@ class EventStream(Arriving, Described):
     allowed_lateness: str = "0s"
     max_ahead: str = "1d"
     transport: Sequence[str] = field(default=(), kw_only=True)
+    optional: Sequence[str] = field(default=(), kw_only=True)
+    widened: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     owner: str = field(default="", kw_only=True)
     tags: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     description: str = field(default="", kw_only=True)
@@ -92,19 +101,26 @@ class EventStream(Arriving, Described):
         object.__setattr__(self, "schema", check_schema(self.schema, what))
         check_column(self.schema, self.event_time, (TIMESTAMP,), f"{what}: event_time")
         check_column(self.schema, self.event_id, KEY_DTYPES, f"{what}: event_id")
-        check_kind(self.transport, list | tuple, f"{what}: transport", "a list of columns")
-        object.__setattr__(self, "transport", tuple(self.transport))
-        for column in self.transport:
-            check_column(self.schema, column, DTYPES, f"{what}: transport")
-            if column in (self.event_time, self.event_id):
-                raise DefinitionError(
-                    f"{what}: transport names {column!r}, which is the event's time or id; a "
-                    "transport column says how an event was delivered"
-                )
-            if self.transport.count(column) > 1:
-                raise DefinitionError(f"{what}: transport names {column!r} twice")
+        says = "a transport column says how an event was delivered"
+        self._check_columns("transport", says, what)
+        self._check_columns("optional", "every event has these", what)
+        object.__setattr__(self, "widened", check_widened(self.schema, self.widened, what))
         self.check_bounds(what)
         self.check_described(what)
+
+    def _check_columns(self, name: str, why: str, what: str) -> None:
+        """Check a list of columns, none of which may be the event's time or id."""
+        columns = getattr(self, name)
+        check_kind(columns, list | tuple, f"{what}: {name}", "a list of columns")
+        object.__setattr__(self, name, tuple(columns))
+        for column in columns:
+            check_column(self.schema, column, DTYPES, f"{what}: {name}")
+            if column in (self.event_time, self.event_id):
+                raise DefinitionError(
+                    f"{what}: {name} names {column!r}, which is the event's time or id; {why}"
+                )
+            if columns.count(column) > 1:
+                raise DefinitionError(f"{what}: {name} names {column!r} twice")
 
     @property
     def time_column(self) -> str:
@@ -139,15 +155,57 @@ class EventStream(Arriving, Described):
                 "its own"
             )
 
-    def spec(self) -> dict[str, Any]:
-        """Return a canonical JSON value."""
-        return {
+    @property
+    def origin(self) -> Origin:
+        """The columns of its first rows, and those of `optional`; `widened` ones as before."""
+        first = {name: self.widened.get(name, dtype) for name, dtype in self.schema.items()}
+        return Origin(
+            {name: dtype for name, dtype in first.items() if name not in self.optional},
+            {name: first[name] for name in sorted(self.optional)},
+        )
+
+    def with_columns(self, columns: Schema) -> Self:
+        """Return the stream as it was when it had only some columns, of the dtypes that they had.
+
+        Args:
+            columns: These columns: all of its first ones, and some of `optional`.
+        """
+        if list(columns.items()) == list(self.schema.items()):
+            return self
+        return replace(
+            self,
+            schema=dict(columns),
+            transport=[column for column in self.transport if column in columns],
+            optional=[column for column in self.optional if column in columns],
+            widened={
+                column: before
+                for column, before in self.widened.items()
+                if columns.get(column) == self.schema[column]
+            },
+        )
+
+    def spec(self, read: Collection[str] | None = None) -> dict[str, Any]:
+        """Return a canonical JSON value.
+
+        Args:
+            read: The columns that a definition of the stream reads: what was added to others, or
+                was widened in them, changes nothing for it. None for all.
+        """
+        seen = self.schema.keys() if read is None else read
+        schema = {**self.origin.base} | {column: self.schema[column] for column in seen}
+        spec: dict[str, Any] = {
             "stream": self.name,
-            "schema": dict(sorted(self.schema.items())),
+            "schema": dict(sorted(schema.items())),
             "event_time": self.event_time,
             "event_id": self.event_id,
-            "transport": sorted(self.transport),
+            "transport": sorted(column for column in self.transport if column in schema),
             "out_of_orderness_us": self.out_of_orderness_us,
             "tolerance_us": self.tolerance_us,
             "max_ahead_us": self.max_ahead_us,
         }
+        # Only where it is declared, so that the hashes of other streams stay as they were.
+        if optional := sorted(column for column in self.optional if column in schema):
+            spec["optional"] = optional
+        if widened := {name: self.widened[name] for name in sorted(self.widened) if name in seen}:
+            spec["widened"] = widened
+        return spec

@@ -187,6 +187,13 @@ class FeatureView(Described):
         return max(aggregation.window_us for aggregation in self.features.values())
 
     @property
+    def read(self) -> frozenset[str]:
+        """The columns of the stream that it reads, beside time and id."""
+        schema, time = self.stream.schema, self.stream.event_time
+        partials = (one for a in self.features.values() for one in a.partials(schema, time))
+        return frozenset([self.key]).union(*(one.columns for one in partials))
+
+    @property
     def columns(self) -> tuple[FeatureColumn, ...]:
         """The view's feature columns, in order."""
         return _columns_of(self)
@@ -198,7 +205,7 @@ class FeatureView(Described):
             "tzdata": zones.tzdata_version(),
             "view": self.name,
             "entity": self.entity.spec(),
-            "stream": self.stream.spec(),
+            "stream": self.stream.spec(self.read),
             "key": self.key,
             "hop_us": self.hop_us,
             "features": [[name, a.spec()] for name, a in self.features.items()],

@@ -180,6 +180,24 @@ def digest_rows(batch: pa.RecordBatch) -> UInt64Array:
     return digests
 
 
+def digest_more(digests: UInt64Array, name: str, array: pa.Array) -> None:
+    """Fold a further column into digests of rows, in place; a row with a null there keeps its own.
+
+    Args:
+        digests: uint64, ``(rows, 2)``.
+        name: A name, which tells its values from those of another one.
+        array: The column, ``(rows,)``.
+    """
+    rows = np.flatnonzero(validity(array))
+    if not len(rows):
+        return
+    salt = hash_column(pa.array([name], pa.string()), seed=0x6F707469)
+    hashes = _hash_words(read_only(hash_column(array)[rows] ^ salt))
+    some = np.ascontiguousarray(digests[rows])
+    _chain(some, hashes, read_only(np.ones(len(rows), np.bool_)))
+    digests[rows] = some
+
+
 def shard_of(keys: pa.Array, shards: int) -> Int64Array:
     """Return the shard of each entity key: int64, ``(rows,)``; a null belongs to shard 0."""
     shard = ((hash_column(keys, seed=0x7469646D) >> np.uint64(32)) % np.uint64(shards)).astype(

@@ -18,6 +18,7 @@ from tidemill.features.contract import BoolArray, Int64Array
 from tidemill.features.definitions import EventStream, Expression, FeatureView, Mask, Request
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
+from tidemill.features.kernel.base_columns import base_columns
 from tidemill.features.kernel.hashing import UInt8Array
 from tidemill.features.kernel.plan import MASKS_PER_WORD, Plan
 
@@ -154,7 +155,9 @@ def identity_digests(
 ) -> npt.NDArray[np.uint64]:
     """Return a digest of each row over the columns that make it what it is.
 
-    Two deliveries of one event have equal digests: they differ in columns of transport only.
+    Two deliveries of one event have equal digests: they differ in columns of transport only. A row
+    without a value in a column that the source has got later has the digest that it had before
+    (`base_columns`).
 
     Args:
         definition: Says which columns these are.
@@ -163,7 +166,14 @@ def identity_digests(
     Returns:
         uint64, ``(rows, 2)``.
     """
-    return hashing.digest_rows(rows.select(list(definition.identity)))
+    schema, origin, identity = definition.schema, definition.origin, definition.identity
+    if origin.base == schema:
+        return hashing.digest_rows(rows.select(list(identity)))
+    parts = base_columns(schema, origin, rows, identity)
+    digests = hashing.digest_rows(pa.RecordBatch.from_pydict(parts.columns))
+    for name, kind, values in parts.added:
+        hashing.digest_more(digests, f"{name}\0{kind}", values)
+    return digests
 
 
 def prepare_events(

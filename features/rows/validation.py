@@ -130,6 +130,8 @@ def validate(
 ) -> Validated:
     """Judge every row of a raw batch against a declared schema.
 
+    Where the batch lacks a column that the stream declares as optional, its rows have a null there.
+
     Args:
         definition: The event stream or request that declares the schema.
         batch: The rows as read, ``(rows,)``: text or typed columns.
@@ -157,7 +159,8 @@ def validate(
                 f"{definition.name!r}: the input has {names.count(name)} columns named {name!r}; "
                 "rename or drop all but one"
             )
-    if missing := [name for name in schema if name not in names]:
+    optional = definition.optional
+    if missing := [name for name in schema if name not in names and name not in optional]:
         detail = f"the input has no column {missing[0]!r}; {nearest(missing[0], names)}"
         return _judged(
             {name: pa.nulls(batch.num_rows, ARROW_TYPES[dtype]) for name, dtype in schema.items()},
@@ -168,6 +171,8 @@ def validate(
     # Times of receipt come first: other times are inferred from them.
     conformed = {
         name: _conform(batch.column(name), name, schema[name], nulls, clock)
+        if name in names
+        else (pa.nulls(batch.num_rows, ARROW_TYPES[schema[name]]), {})
         for name in sorted(schema, key=lambda name: not clock.is_receipt(name))
     }
     columns: dict[str, pa.Array] = {}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from tidemill.features.contract import SECOND
 from tidemill.features.errors import TidemillError
@@ -12,10 +15,16 @@ from tidemill.pipelines.archive.archive import archive_live_rows
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.serving.generations.current import Current
 
+_LOOK_S: Final = 0.5
+"""How often it is looked whether rows are to be archived."""
+
 
 @contextmanager
 def archiving(
-    config: Configuration, current: Current, say: Callable[[str], None]
+    config: Configuration,
+    current: Current,
+    say: Callable[[str], None],
+    now: Callable[[], Configuration] | None = None,
 ) -> Iterator[None]:
     """Bring the archive of a project up while the block runs, and once more at its end.
 
@@ -25,6 +34,8 @@ def archiving(
         config: The configuration; without an archive nothing happens.
         current: The folders of the generation whose stream runs.
         say: Tells a person what happens.
+        now: Returns the configuration as it is now, with other settings of the same archive; None
+            if it does not change.
     """
     if config.archive is None:
         yield
@@ -33,17 +44,22 @@ def archiving(
 
     def archive() -> None:
         try:
-            archive_live_rows(config, current)
+            archive_live_rows(config if now is None else now(), current)
         except TidemillError as error:
             say(f"the archive is behind the stream, which goes on: {error}")
 
-    def work(every_s: float) -> None:
-        while not ended.wait(every_s):
-            archive()
+    def every_s() -> float:
+        settings = (config if now is None else now()).archive
+        return math.inf if settings is None else settings.every_us / SECOND
 
-    worker = threading.Thread(
-        target=work, args=(config.archive.every_us / SECOND,), name="archive", daemon=True
-    )
+    def work() -> None:
+        last_s = time.monotonic()
+        while not ended.wait(min(every_s(), _LOOK_S)):
+            if time.monotonic() - last_s >= every_s():
+                archive()
+                last_s = time.monotonic()
+
+    worker = threading.Thread(target=work, name="archive", daemon=True)
     worker.start()
     try:
         yield

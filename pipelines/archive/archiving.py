@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import DAY
-from tidemill.features.definitions import EventStream, Request
+from tidemill.features.definitions import EventStream, Request, Schema, has_grown
 from tidemill.features.errors import DamagedFile, DamagedState, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.archive.exchange import exchange
@@ -46,7 +46,7 @@ from tidemill.pipelines.archive.parquet_files import (
 from tidemill.pipelines.config.archive_section import Archive
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.live_rows import LiveRows
-from tidemill.pipelines.io.log import POSITION
+from tidemill.pipelines.io.log import POSITION, conformed
 from tidemill.serving.files.atomic_write import wait_for_disk
 from tidemill.serving.files.file_errors import named_for
 from tidemill.serving.files.locks import lock
@@ -150,7 +150,7 @@ class _Archiving:
                     f"{self._folder} has rows of {name!r} from topic {source.topic!r}, and the "
                     f"live log has {now}: {_ANOTHER}"
                 )
-            if [tuple(one) for one in source.columns] != self._columns(name):
+            if not has_grown({one[0]: one[1] for one in source.columns}, self._columns(name)):
                 raise StateMismatch(
                     f"{self._folder} has other columns of {name!r} than the live log: {_ANOTHER}"
                 )
@@ -162,8 +162,8 @@ class _Archiving:
                         f"{name!r} are not those of the live log: {_ANOTHER}"
                     )
 
-    def _columns(self, name: str) -> list[tuple[str, str]]:
-        return list(self._project.definition(name).schema.items())
+    def _columns(self, name: str) -> Schema:
+        return self._project.definition(name).schema
 
     def _digest(self, name: str, partition: int, position: int) -> str | None:
         lengths = self._live.lengths(name)
@@ -199,13 +199,15 @@ class _Archiving:
     def _add(self, name: str) -> None:
         """Add the rows of a source that are sealed and not archived."""
         definition, topic = self._project.definition(name), self._live.topics[name]
-        source = self._manifest.sources.get(name) or SourceArchive(topic.topic, self._columns(name))
+        columns = list(self._columns(name).items())
+        source = self._manifest.sources.get(name) or SourceArchive(topic.topic, columns)
         lengths, files = self._live.lengths(name), list(source.files)
         archived = [*source.archived, *[0] * (len(lengths) - len(source.archived))]
         for partition, stop in enumerate(lengths):
             if stop > archived[partition]:
                 files += self._add_partition(definition, partition, archived[partition], stop)
-        if sum(lengths) == sum(archived) and name in self._manifest.sources:
+        is_known = name in self._manifest.sources and [*map(tuple, source.columns)] == columns
+        if sum(lengths) == sum(archived) and is_known:
             return
         for folder in {(self._folder / name / one.name).parent for one in files}:
             wait_for_disk(folder)
@@ -218,7 +220,9 @@ class _Archiving:
         self._done.files += len(files) - len(source.files)
         self._write(
             name,
-            dataclasses.replace(source, archived=lengths, digests=digests, files=files),
+            dataclasses.replace(
+                source, columns=columns, archived=lengths, digests=digests, files=files
+            ),
         )
 
     def _add_partition(
@@ -286,7 +290,9 @@ class _Archiving:
                         f"{self._folder / MANIFEST}: there are no rows {before.stop} to "
                         f"{after.first} of partition {partition} of {name!r}"
                     )
-            rows = (batch for one in files for batch in self._checked(folder, one))
+            rows = (
+                batch for one in files for batch in self._checked(folder, one, definition.schema)
+            )
             first, stop = files[0].first, files[-1].stop
             made.append(write_file(work, definition, day, partition, first, stop, rows))
         self._manifest = dataclasses.replace(
@@ -298,12 +304,15 @@ class _Archiving:
         shutil.rmtree(work)
         self._done.compacted += 1
 
-    def _checked(self, folder: Path, file: ArchiveFile) -> Iterator[pa.RecordBatch]:
-        """Read a file, once its bytes are those that were written."""
+    def _checked(
+        self, folder: Path, file: ArchiveFile, columns: Schema
+    ) -> Iterator[pa.RecordBatch]:
+        """Read a file, once its bytes are those that were written, with the columns of today."""
         path = folder / Path(file.name).name
         if (fault := fault_of(path, file)) is not None:
             raise DamagedFile(f"{path}: {fault}; {MEND}")
-        yield from read_file(path)
+        for rows in read_file(path):
+            yield conformed(rows, columns)
 
     def _expire(self, name: str) -> None:
         """Remove days that are older than they are to be kept."""

@@ -66,14 +66,19 @@ class Diagnostics(logging.Handler):
         if log_format == "json":
             self._write_json()
 
-    def configure(self, log_format: str) -> None:
+    def configure(self, log_format: str, level: str | None = None) -> None:
         """Write the log as the configuration says, unless a person has asked for another format.
 
         Args:
             log_format: ``text`` or ``json``.
+            level: The least level of Tidemill's records; None for that of the format.
         """
         if log_format == "json" and not self._is_chosen:
             self._write_json()
+        if level is not None:
+            from tidemill.pipelines.telemetry.log_level import set_level
+
+            set_level(level, log_format)
 
     def _write_json(self) -> None:
         from tidemill.pipelines.telemetry.json_log import JsonFormatter
@@ -127,6 +132,6 @@ class Session:
         finally:
             root.removeHandler(self.diagnostics)
             root.setLevel(level)
+            logging.getLogger(_TIDEMILL).setLevel(logging.NOTSET)
             if self.diagnostics.is_json:
-                logging.getLogger(_TIDEMILL).setLevel(logging.NOTSET)
                 logging.captureWarnings(False)

@@ -36,7 +36,7 @@ def load(path: Path, root: Path | None, *, finishes: bool = False) -> Configurat
     session = click.get_current_context().find_object(Session)
     if session is not None:
         session.root = configuration.root
-        session.diagnostics.configure(configuration.logging.format)
+        session.diagnostics.configure(configuration.logging.format, configuration.logging.level)
     return configuration
 
 

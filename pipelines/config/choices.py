@@ -13,3 +13,4 @@ BATCH_ENGINES: Final = ("fnapi", "prism")
 MODES: Final = ("exact", "eager")
 """exact: answer a request when the frontier has passed it; eager: answer it at once."""
 LOG_FORMATS: Final = ("text", "json")
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")

@@ -2,7 +2,7 @@
 
 ```yaml
 metrics: {listen: "localhost:9464"}            # optional: serves /metrics and /healthz
-logging: {format: json}                        # optional: text (default) or json
+logging: {format: json, level: info}           # optional: text (default) or json, and a level
 tracing: {endpoint: "http://localhost:4318"}   # optional: spans to an OpenTelemetry collector
 ```
 """
@@ -11,17 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from tidemill.features.errors import ConfigurationError
-from tidemill.pipelines.config.choices import LOG_FORMATS
-from tidemill.pipelines.config.strict_yaml import Section, Value
+from tidemill.pipelines.config.choices import LOG_FORMATS, LOG_LEVELS
+from tidemill.pipelines.config.strict_yaml import Section, Value, or_null
 
 T = TypeVar("T")
 
 METRICS_KEYS: Final = ("listen",)
-LOGGING_KEYS: Final = ("format",)
+LOGGING_KEYS: Final = ("format", "level")
 TRACING_KEYS: Final = ("endpoint",)
 _HIGHEST_PORT: Final = 65_535
 
@@ -57,9 +57,12 @@ class LogOptions:
 
     Attributes:
         format: ``text``, or ``json`` for one JSON object in a line.
+        level: The least level of what Tidemill and the project log; null is ``warning`` for texts
+            and ``info`` for JSON.
     """
 
     format: str = LOG_FORMATS[0]
+    level: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,13 @@ def read_logging(top: Section) -> LogOptions:
     Raises:
         ConfigurationError: A value cannot be used.
     """
-
-    def one_of(value: Value) -> str:
-        return value.one_of(LOG_FORMATS)
-
+    readers: dict[str, Callable[[Value], Any]] = {
+        "format": lambda value: value.one_of(LOG_FORMATS),
+        "level": or_null(lambda value: value.one_of(LOG_LEVELS)),
+    }
     if "logging" not in top.values:
         return LogOptions()
-    return LogOptions(**top.values["logging"].section(LOGGING_KEYS).read({"format": one_of}))
+    return LogOptions(**top.values["logging"].section(LOGGING_KEYS).read(readers))
 
 
 def read_tracing(top: Section) -> TraceOptions | None:

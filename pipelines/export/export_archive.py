@@ -11,9 +11,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from tidemill.features.errors import DamagedFile, DamagedState, InputError, StateMismatch
 from tidemill.pipelines.archive.archiving import LOCK as ARCHIVE_LOCK
@@ -41,9 +44,11 @@ from tidemill.pipelines.export.exported_files import (
     check_columns,
     check_grown,
     exported_name,
+    has_columns,
     remove_files,
     table_schema,
     unnamed_files,
+    with_columns,
 )
 from tidemill.pipelines.run.holder import root_id
 from tidemill.pipelines.run.progress import Progress, StageProgress
@@ -201,11 +206,11 @@ class _Exporting:
         before = self._find(name)
         if before is not None:
             check_grown(folder, before.schema, schema)
-        wanted = {exported_name(one): one for one in source.files}
+        wanted = dict(self._wanted(name, source, before, schema))
         had = {} if before is None else before.files
         done = self._done.tables.setdefault(name, ExportedTable())
         for path, file in wanted.items():
-            if self._copy(name, path, file) and path in had:
+            if self._copy(name, path, file, source) and path in had:
                 done.restored += 1
         added = sorted(wanted.keys() - had.keys())
         removed = sorted(had.keys() - wanted.keys())
@@ -214,7 +219,7 @@ class _Exporting:
         if before is None or added or removed or not schema.equals(before.schema):
             known = self._record.tables.get(name, TableRecord())
             self._write(name, TableRecord(known.done, state))
-            new = [added_file(folder, wanted[path]) for path in added]
+            new = [added_file(folder, path, wanted[path]) for path in added]
             said = {"project": self._project.name, "root": self._record.root}
             if before is None:
                 folder.mkdir(exist_ok=True)
@@ -232,6 +237,23 @@ class _Exporting:
         done.version, done.files = after.version, len(after.files)
         done.rows = sum(one.stop - one.first for one in source.files)
         done.deleted += len(unnamed)
+
+    def _wanted(
+        self,
+        name: str,
+        source: SourceArchive,
+        before: TableVersion | None,
+        schema: pa.Schema,
+    ) -> Iterator[tuple[str, ArchiveFile]]:
+        """Yield the path of each copy, and the file of the archive that it is of."""
+        had = before.files if before is not None and schema.equals(before.schema) else {}
+        for file in source.files:
+            path, other = exported_name(file), exported_name(file, source.columns)
+            if path in had or other in had:
+                yield (path if path in had else other), file
+            else:
+                as_it_is = has_columns(self._archive / name / file.name, source.columns)
+                yield (path if as_it_is else other), file
 
     def _write(self, name: str, table: TableRecord) -> None:
         if self._record.tables.get(name) != table:
@@ -266,13 +288,20 @@ class _Exporting:
                 return found
         raise _changed(folder, str(fault))
 
-    def _copy(self, name: str, path: str, file: ArchiveFile) -> bool:
+    def _copy(self, name: str, path: str, file: ArchiveFile, source: SourceArchive) -> bool:
         """Copy a file of the archive unless its copy is there; tell whether it was copied."""
         target = self._folder / name / path
+        is_other = path != exported_name(file)
         # A copy is moved to its name when it is whole and on the disk.
-        if target.exists() and target.stat().st_size == file.size:
+        if target.exists() and (is_other or target.stat().st_size == file.size):
             return False
-        copy_file(self._archive, name, file, target)
+        if is_other:
+            as_it_is = target.with_name(f"{target.name}.0.unfinished")
+            copy_file(self._archive, name, file, as_it_is)
+            with_columns(as_it_is, target, source.columns)
+            as_it_is.unlink()
+        else:
+            copy_file(self._archive, name, file, target)
         self._stage.advance(file.stop - file.first)
         return True
 

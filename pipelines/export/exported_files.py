@@ -2,24 +2,30 @@
 
 A name has the partition, the positions and the first digits of the SHA-256: a file whose rows were
 emptied is another file, and one that a killed process has copied is found again. Files of Delta
-tables never change, which is what their readers rely on.
+tables never change, which is what their readers rely on. A file that was written before its source
+got a column, or a wider one, is copied with the columns of today: no reader of Delta takes integers
+for floats.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tidemill.features.definitions.schema import ARROW_TYPES
 from tidemill.features.errors import InputError, StateMismatch
 from tidemill.pipelines.archive.manifest import ArchiveFile
+from tidemill.pipelines.archive.parquet_files import GROUP_ROWS, read_file
 from tidemill.pipelines.export.delta_table import DAY, AddedFile
-from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED
-from tidemill.serving.files.atomic_write import wait_for_disk
+from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, conformed
+from tidemill.serving.files.atomic_write import atomic_write, wait_for_disk
 
 Columns = Sequence[Sequence[str]]
 """The declared columns of a source, in order: name and dtype."""
@@ -28,9 +34,30 @@ _DIGITS: Final = 16
 _OURS: Final = re.compile(r"\d{5}-\d{12,}-\d{12,}-[0-9a-f]{16}\.parquet(\.[0-9a-f]+\.unfinished)?")
 
 
-def exported_name(file: ArchiveFile) -> str:
-    """Return the path of a file of the archive below the folder of the exported table."""
-    return file.name.removesuffix(".parquet") + f"-{file.sha256[:_DIGITS]}.parquet"
+def exported_name(file: ArchiveFile, columns: Columns | None = None) -> str:
+    """Return the path of a file of the archive below the folder of the exported table.
+
+    Args:
+        file: The file.
+        columns: The columns with which it is copied; None for its own.
+    """
+    digest = file.sha256
+    if columns is not None:
+        said = json.dumps([file.sha256, [list(one) for one in columns]])
+        digest = hashlib.sha256(said.encode()).hexdigest()
+    return file.name.removesuffix(".parquet") + f"-{digest[:_DIGITS]}.parquet"
+
+
+def has_columns(path: Path, columns: Columns) -> bool:
+    """Tell whether a file of the archive has all columns as they are today.
+
+    A file that cannot be read is copied as it is: whoever copies it says what is wrong.
+    """
+    try:
+        found = pq.read_schema(path)
+    except (OSError, pa.ArrowException):
+        return True
+    return bool(found.remove_metadata().equals(file_schema(columns)))
 
 
 def check_columns(name: str, columns: Columns) -> None:
@@ -50,20 +77,42 @@ def check_columns(name: str, columns: Columns) -> None:
         seen[column.lower()] = repr(column)
 
 
-def table_schema(columns: Columns) -> pa.Schema:
-    """Return the columns of a table: those of the archive's files, then the day."""
+def file_schema(columns: Columns) -> pa.Schema:
+    """Return the columns of a source's files in the archive."""
     return pa.schema(
         [
             *(pa.field(column, ARROW_TYPES[dtype]) for column, dtype in columns),
             pa.field(PARTITION, pa.int64()),
             pa.field(POSITION, pa.int64()),
             pa.field(RECEIVED, pa.timestamp("us", tz="UTC")),
-            pa.field(DAY, pa.date32()),
         ]
     )
 
 
-def added_file(folder: Path, file: ArchiveFile) -> AddedFile:
+def table_schema(columns: Columns) -> pa.Schema:
+    """Return the columns of a table: those of the archive's files, then the day."""
+    return file_schema(columns).append(pa.field(DAY, pa.date32()))
+
+
+def with_columns(path: Path, target: Path, columns: Columns) -> None:
+    """Copy a file of the archive with the columns of today; wait for the disk.
+
+    Raises:
+        DamagedFile: It is no Parquet file.
+        FileError: The copy cannot be written.
+    """
+    schema = {one[0]: one[1] for one in columns}
+    with (
+        atomic_write(target, durable=True) as unfinished,
+        pq.ParquetWriter(
+            unfinished, file_schema(columns), compression="zstd", compression_level=3
+        ) as writer,
+    ):
+        for rows in read_file(path):
+            writer.write_batch(conformed(rows, schema), row_group_size=GROUP_ROWS)
+
+
+def added_file(folder: Path, path: str, file: ArchiveFile) -> AddedFile:
     """Return the entry of a copy in the log of its table.
 
     It says how many rows the file has, and nothing of their values: the log keeps what was ever
@@ -72,11 +121,12 @@ def added_file(folder: Path, file: ArchiveFile) -> AddedFile:
 
     Args:
         folder: The folder of the table.
+        path: The path of the copy below it.
         file: The file of the archive that was copied.
     """
-    path = exported_name(file)
-    modified_ms = (folder / path).stat().st_mtime_ns // 1_000_000
-    return AddedFile(path, file.day, file.size, modified_ms, file.stop - file.first)
+    status = (folder / path).stat()
+    modified_ms = status.st_mtime_ns // 1_000_000
+    return AddedFile(path, file.day, status.st_size, modified_ms, file.stop - file.first)
 
 
 def unnamed_files(folder: Path, named: Collection[str]) -> Iterator[Path]:

@@ -43,7 +43,7 @@ class BlankRequests:
         """
         if not any((root / FORGOTTEN).glob("[0-9]*.json")):
             return BlankRequests({})
-        request, log = project.request, stream_log(current)
+        request, log = project.request, stream_log(current, project)
         found: dict[int, set[int]] = {}
         for partition in range(log.partitions(request.name)):
             rows = log.read(request.name, partition, [POSITION, request.request_id])

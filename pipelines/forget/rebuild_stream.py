@@ -41,7 +41,7 @@ from tidemill.pipelines.recovery.handoff import (
     last_states,
     request_hash,
 )
-from tidemill.pipelines.recovery.log_parts import stream_log
+from tidemill.pipelines.recovery.log_parts import log_of_run, stream_log
 from tidemill.pipelines.recovery.release_log import place_of, read_releases
 from tidemill.pipelines.recovery.repeat import Repeat
 from tidemill.pipelines.recovery.savepoints import Savepoint
@@ -97,7 +97,7 @@ def check_stream(current: Current) -> None:
     Raises:
         StateMismatch: It has other rows.
     """
-    log, folder = stream_log(current), current.stream_folder
+    log, folder = log_of_run(current, None), current.stream_folder
     found: dict[str, StreamRun | Handoff] = {}
     for name in (paths.STREAM_RUN, paths.STREAM_BEGINS):
         if (run := StreamRun.read(folder, name)) is not None:
@@ -191,7 +191,9 @@ class StreamRewriter:
     def _renew_run(self, name: str) -> None:
         run = StreamRun.read(self._folder, name)
         if run is not None:
-            digests = cut_digests(stream_log(self._config.current), run.positions)
+            digests = cut_digests(
+                stream_log(self._config.current, self._config.project), run.positions
+            )
             self._renewed.update(renewed(run.digests, digests))
             began = self._renewed.get(run.began, run.began)
             run = renewed_cuts(run, self._renewed)
@@ -302,7 +304,7 @@ class StreamRewriter:
             write_state(path, handed_over(operator))
             self._done.states += 1
         repeat.joiners.write(folder)
-        log = stream_log(self._config.current)
+        log = stream_log(self._config.current, self._config.project)
         new = dataclasses.replace(
             handoff,
             began=None

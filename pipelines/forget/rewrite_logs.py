@@ -13,7 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import BoolArray, Int64Array
-from tidemill.features.definitions import EventStream, FeatureView, Project, Request
+from tidemill.features.definitions import (
+    EventStream,
+    FeatureView,
+    Project,
+    Request,
+    has_grown,
+)
 from tidemill.features.errors import StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.forget.blank_rows import Blanking
@@ -24,6 +30,7 @@ from tidemill.pipelines.io.live.poll_files import MENDED, REJECTED, read_table
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.log import LOG, POSITION, RECEIVED, ROWS, Log
 from tidemill.pipelines.io.log_files import LogFile, first_position, write_log_file
+from tidemill.pipelines.io.log_rows import conformed, with_columns
 from tidemill.pipelines.io.poll import Poll, PollPart
 
 _NEW = "polls.new"
@@ -128,25 +135,32 @@ class LogRewriter:
             return
         first = first_position(path)
         file = LogFile.of(path, first, None)
-        if list(file.columns.items()) != list(definition.schema.items()):
+        is_same = file.origin.base == definition.origin.base
+        if not (is_same and has_grown(file.columns, definition.schema)):
             raise StateMismatch(
                 f"{path} has other columns than {definition.name!r} declares, so nobody can say "
                 "which of its rows are to be forgotten: set the schema back, or run `tidemill "
                 "backfill` twice, which removes what is older than the last two generations"
             )
-        reader = file.checked()
-        named = [
-            blanking.named(reader.get_batch(number)) for number in range(reader.num_record_batches)
-        ]
+        reader, numbers = file.checked(), range(file.reader.num_record_batches)
+
+        def block(number: int) -> pa.RecordBatch:
+            rows = reader.get_batch(number).replace_schema_metadata(None)
+            return conformed(rows, definition.schema)
+
+        named = [blanking.named(block(number)) for number in numbers]
         if not any(of_batch.any() for of_batch in named):
             return
         partition = int(path.stem.partition("-")[0])
-        with write_log_file(path, definition, file.stored.rows, first=first) as writer:
+        # The file keeps the columns that it was written with.
+        written = with_columns(definition, file.columns)
+        with write_log_file(path, written, file.stored.rows, first=first) as writer:
             for number, of_batch in enumerate(named):
-                rows = reader.get_batch(number).replace_schema_metadata(None)
+                rows = block(number)
                 if of_batch.any():
                     self._note(definition, partition, rows, of_batch, blanking)
                     rows = blanking.blank(rows, of_batch)
+                rows = conformed(rows, written.schema)
                 writer.write(rows, hashing.bits(rows.column(RECEIVED)))
         self._rewritten[which] = path
 
@@ -228,11 +242,14 @@ class LogRewriter:
         return logged
 
     def _blank_part(self, part: PollPart, blankings: Mapping[str, Blanking]) -> PollPart:
-        if part.rows is None or not (named := blankings[part.source].named(part.rows)).any():
+        if part.rows is None:
             return part
-        definition = self._project.definition(part.source)
-        self._note(definition, part.partition, part.rows, named, blankings[part.source])
-        return replace(part, rows=blankings[part.source].blank(part.rows, named))
+        definition, blanking = self._project.definition(part.source), blankings[part.source]
+        rows = conformed(part.rows, definition.schema)
+        if not (named := blanking.named(rows)).any():
+            return part
+        self._note(definition, part.partition, rows, named, blanking)
+        return replace(part, rows=blanking.blank(rows, named))
 
     def _rewrite_beside(self) -> None:
         """Remove rejected records of sealed polls, and what is said about mended ones."""

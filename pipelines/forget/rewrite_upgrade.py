@@ -68,7 +68,7 @@ def renewed_cuts(run: StreamRun, names: Mapping[str, str]) -> StreamRun:
 
 
 def _renewed(config: Configuration, upgrade: UpgradeRecord, names: dict[str, str]) -> UpgradeRecord:
-    log, run = stream_log(config.current), upgrade.run
+    log, run = stream_log(config.current, config.project), upgrade.run
     known = {name: run.positions[name] for name in run.positions if name in log.sources()}
     digests = cut_digests(log, known)
     names.update(renewed({name: run.digests[name] for name in known}, digests))
@@ -82,7 +82,7 @@ def _renewed(config: Configuration, upgrade: UpgradeRecord, names: dict[str, str
 
 def _blanked(config: Configuration, group: int, pending: Pending) -> Pending:
     """Return requests as the log has them now."""
-    request, log = config.project.request, stream_log(config.current)
+    request, log = config.project.request, stream_log(config.current, config.project)
     positions = hashing.bits(pending.rows.column(POSITION))
     first = int(positions.min())
     rows = log.read_span(request.name, partition_of(group), first, int(positions.max()) + 1)

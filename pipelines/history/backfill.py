@@ -110,7 +110,7 @@ def backfill(
             inherit_live_rows(
                 live, build.before, build.live, Log(build.folder), config.project, topics
             )
-            live = replace(live, log=Log(live.log.root, build.live))
+            live = replace(live, log=Log(live.log.root, build.live, live.log.declared))
         folder = None if live is None else live.log.live
         with sharded(config, progress, build.folder, build.work, folder, jobs) as stages:
             summary["training"] = point_in_time(stages)

@@ -72,7 +72,7 @@ def take_over(
         check_topics(
             former.topics(),
             former.sealed(),
-            Log(before.newest_build),
+            Log(before.newest_build, former.folder),
             {name: BuildTopic(topic.topic, topic.offsets) for name, topic in topics.items()},
             project,
         )

@@ -16,7 +16,7 @@ from tidemill.features.kernel.plan import make_plan
 from tidemill.features.kernel.prepare import KEY, identity_digests, prepare_requests
 from tidemill.pipelines.history.history_plan import HistoryPlan, Span
 from tidemill.pipelines.history.spill import SpillWriter, spill_file
-from tidemill.pipelines.io.log import POSITION, RECEIVED, Log, log_schema
+from tidemill.pipelines.io.log import POSITION, RECEIVED, Log, declared_columns, log_schema
 from tidemill.pipelines.stream.sequence import event_rows
 
 NUMBER: Final = "_number"
@@ -65,7 +65,7 @@ def known_schema(label: Label) -> pa.Schema:
 
 def split_span(project: Project, plan: HistoryPlan, span: Span) -> int:
     """Write the rows of a span by part (`HistoryPlan.split_path`); return their number."""
-    rows = Log(Path(plan.build)).read_span(*span)
+    rows = Log(Path(plan.build), declared=declared_columns(project)).read_span(*span)
     with spill_file(plan.split_path(span)) as out:
         if span.source == project.request.name:
             _split_requests(project, plan, span, rows, out)

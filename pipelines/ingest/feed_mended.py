@@ -26,7 +26,7 @@ from tidemill.pipelines.ingest.repaired_records import (
     write_mended,
 )
 from tidemill.pipelines.ingest.source_files import SourceFiles, log_end
-from tidemill.pipelines.io.log import POSITION, Log, one_batch
+from tidemill.pipelines.io.log import POSITION, Log, declared_columns, one_batch
 from tidemill.pipelines.io.request_ids import RequestIds
 from tidemill.pipelines.run.progress import Progress
 
@@ -92,7 +92,8 @@ def _feed_source(
     source, definition = config.sources[name], config.project.definition(name)
     lines = [line for line in given if line.record in found]
     records = [found[line.record] for line in lines]
-    files, log = SourceFiles(source, list(definition.schema)), Log(config.current.build_folder)
+    files = SourceFiles(source, list(definition.schema))
+    log = Log(config.current.build_folder, declared=declared_columns(config.project))
     end = functools.cache(functools.partial(log_end, log, definition))
     is_log = source.received is not None
     mended = [

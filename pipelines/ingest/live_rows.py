@@ -19,13 +19,14 @@ from tidemill.features.errors import DamagedState, InputError, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.build_topics import BuildTopic
+from tidemill.pipelines.io.grown_columns import inexact_value, refused_columns
 from tidemill.pipelines.io.live.live_cuts import LiveTopic
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.io.live.live_records import Sealed
 from tidemill.pipelines.io.live.lost import AcceptedLoss
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.live.set_aside import losses_of
-from tidemill.pipelines.io.log import RECEIVED, Log
+from tidemill.pipelines.io.log import RECEIVED, Log, declared_columns
 from tidemill.serving.generations.current import Current
 
 SPAN_ROWS: Final = 65_536
@@ -112,7 +113,7 @@ def find_live_rows(current: Current | None, project: Project) -> LiveRows | None
     """
     if current is None or not (live := LiveLog(current.folder / LIVE, project)).exists:
         return None
-    log = Log(current.build_folder, live.folder)
+    log = Log(current.build_folder, live.folder, declared_columns(project))
     while True:
         # First the instant: a stream may seal more in between, and then there are more rows.
         read_until_us, sealed = live.read_until_us(), live.sealed()
@@ -202,11 +203,12 @@ def check_topics(
                 f"the streams of this root have read {read} of {name!r}, and now there is {there}: "
                 "what was read would be left out; set the topic back, or begin a new root"
             )
-        if list(log.columns(name).items()) != list(project.definition(name).schema.items()):
+        definition, written = project.definition(name), Log(log.root, log.live)
+        if why := refused_columns(written, definition) or inexact_value(written, definition):
             raise StateMismatch(
-                f"{name!r} has other columns than the rows that were read of topic "
-                f"{now.topic!r}, so these cannot be taken over; set the schema back, or begin a "
-                "new root whose stream reads the topic from its start (kafka.start: earliest)"
+                f"{name!r} cannot go on with the rows that were read of topic {now.topic!r}: "
+                f"{why}; the stream of a new root can read the topic from its start (kafka.start: "
+                "earliest)"
             )
 
 

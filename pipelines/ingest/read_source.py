@@ -38,6 +38,7 @@ class ReadSource:
         name: The stream's or the request's name.
         work: A folder for the rows of a large source.
         files: The source's files, as it found them.
+        as_declared: The source as it was declared when its log was made; None for the project's.
         counts: How many rows of the files were kept, dropped and rejected.
         mended: How many rejected records are replaced by mended ones; known when all is read.
         repeated: How many accepted rows are requests whose id an earlier request has; None of a
@@ -48,13 +49,14 @@ class ReadSource:
     name: str
     work: Path
     files: Sequence[Path]
+    as_declared: EventStream | Request | None = None
     counts: Counts = field(default_factory=Counts)
     mended: int = 0
     repeated: int | None = None
 
     def __post_init__(self) -> None:
         source = self.config.sources[self.name]
-        definition = self.config.project.definition(self.name)
+        definition = self.as_declared or self.config.project.definition(self.name)
         self._source, self._definition = source, definition
         self._accepted = AcceptedRows(definition, source, self.work, self.config.read_until_us)
         self._mending = Mending(self.config.root, self.name)
@@ -222,22 +224,27 @@ class SourceRead:
     counts: Counts
 
 
-def read_log(config: Configuration, name: str) -> SourceRead:
+def read_log(
+    config: Configuration, name: str, definition: EventStream | Request | None = None
+) -> SourceRead:
     """Read a source's files, and its mended records, into memory, as its log has them.
 
     Args:
         config: The configuration.
         name: The stream's or the request's name.
+        definition: The source as it was declared when its log was made; None for the project's.
     """
     with scratch_folder(config.root, "read") as work:
-        return _read_log(config, name, work)
+        return _read_log(config, name, work, definition or config.project.definition(name))
 
 
-def _read_log(config: Configuration, name: str, work: Path) -> SourceRead:
-    read = ReadSource(config, name, work, config.sources[name].find_files())
+def _read_log(
+    config: Configuration, name: str, work: Path, definition: EventStream | Request
+) -> SourceRead:
+    read = ReadSource(config, name, work, config.sources[name].find_files(), definition)
     for _ in read_together([read]):
         pass
-    schema = log_schema(config.project.definition(name))
+    schema = log_schema(definition)
     declared = pa.schema([schema.field(column) for column in schema.names[:-2]])
     rows: list[list[pa.RecordBatch]] = [[] for _ in read.lengths]
     received: list[list[Int64Array]] = [[np.zeros(0, np.int64)] for _ in read.lengths]

@@ -21,7 +21,7 @@ from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
 from tidemill.features.rows.validation import validate
 from tidemill.pipelines.io.epochs import with_epoch
-from tidemill.pipelines.io.log import POSITION, RECEIVED, forgotten_rows
+from tidemill.pipelines.io.log import POSITION, RECEIVED, conformed, forgotten_rows
 from tidemill.pipelines.io.poll import Poll, PollPart
 
 REJECTED: Final = "rejected"
@@ -106,7 +106,7 @@ def _validated_part(
         kept = pa.array(found.kept)
         places = [column.take(kept) for column in places]
     rows = _with_places(found.batch, places)
-    rows = rows if blank is None else _together(rows, blank)
+    rows = rows if blank is None else _together(rows, conformed(blank, definition.schema))
     valid = replace(part, rows=rows if rows.num_rows else None)
     if not len(found.rejected_rows):
         return valid, []

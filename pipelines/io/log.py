@@ -13,9 +13,9 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import EventStream, Request, Schema
+from tidemill.features.definitions import EventStream, Origin, Request, Schema, has_grown
 from tidemill.features.errors import DamagedFile, InputError
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.log_digests import (
@@ -48,6 +48,9 @@ from tidemill.pipelines.io.log_rows import PARTITION as PARTITION
 from tidemill.pipelines.io.log_rows import POSITION as POSITION
 from tidemill.pipelines.io.log_rows import RECEIVED as RECEIVED
 from tidemill.pipelines.io.log_rows import SENT as SENT
+from tidemill.pipelines.io.log_rows import conformed as conformed
+from tidemill.pipelines.io.log_rows import declared_columns as declared_columns
+from tidemill.pipelines.io.log_rows import definitions_of as definitions_of
 from tidemill.pipelines.io.log_rows import forgotten_rows as forgotten_rows
 from tidemill.pipelines.io.log_rows import log_schema as log_schema
 from tidemill.pipelines.io.log_rows import one_batch as one_batch
@@ -67,13 +70,20 @@ class Log:
     which has more of its rows: that of a build has the live rows that were sealed when the build
     was made.
 
+    A source may get columns, or wider dtypes, while its log grows (`features.kernel.base_columns`).
+    Each file has the columns that its rows were written with; all rows are read with those of
+    ``declared``: a column that a file lacks is null.
+
     Attributes:
         root: The build's folder.
         live: The folder of the rows that came since the build; None to read the build alone.
+        declared: Source to the columns to read, where they are more or wider than those of the last
+            file.
     """
 
     root: Path
     live: Path | None = None
+    declared: Mapping[str, Schema] = field(default_factory=dict, hash=False)
 
     def path(self, source: str, partition: int) -> Path:
         """Return the file of a partition, the first one."""
@@ -103,8 +113,22 @@ class Log:
         return found
 
     def columns(self, source: str) -> Schema:
-        """Return the declared columns of a source, as its log has them."""
-        return self._pieces_of(source, 0, 0, 0)[0].columns
+        """Return the declared columns of a source, as its rows are read."""
+        found = self._columns(source, self._pieces_of(source, 0, 0, 0))
+        for partition in range(1, self.partitions(source)):
+            # What a partition has got no row of since the source has grown is as it was.
+            other = self._columns(source, self._pieces_of(source, partition, 0, 0))
+            found = other if has_grown(found, other) else found
+        return found
+
+    def origin(self, source: str) -> Origin:
+        """Return how the columns of a source came about: its first columns never change."""
+        return self._pieces_of(source, 0, 0, 0)[-1].origin
+
+    def _columns(self, source: str, pieces: Sequence[LogFile]) -> Schema:
+        newest = pieces[-1].columns
+        wanted = self.declared.get(source, newest)
+        return wanted if has_grown(newest, wanted) else newest
 
     def _files(self, source: str, partition: int) -> list[tuple[Path, int, int | None]]:
         """Return the files of a partition: from which position each is read, and up to which.
@@ -165,9 +189,9 @@ class Log:
             if file[1] < max(stop, start + 1) and (file[2] is None or file[2] > start)
         ]
         pieces = [LogFile.of(*file) for file in [*wanted, *files[len(of_build) :]] or files[-1:]]
-        columns = LogFile.of(*files[0]).columns if live else pieces[0].columns
+        base = (LogFile.of(*files[0]) if live else pieces[0]).origin.base
         for piece in pieces:
-            if piece.columns != columns:
+            if piece.origin.base != base:
                 raise DamagedFile(
                     f"{piece.path} has other columns than {files[0][0]}: it was replaced by a file "
                     f"of another source; {mend_of(piece.path)}"
@@ -183,11 +207,14 @@ class Log:
             DamagedFile: The file is not one of a log, or its rows are not those that were written.
             StateVersionError: It was written in another format.
         """
-        for piece in self._pieces(source, partition):
+        pieces = self._pieces(source, partition)
+        columns = self._columns(source, pieces)
+        for piece in pieces:
             reader = piece.checked()
             with reading(piece.path, mend_of(piece.path)):
                 for number in range(piece.blocks):
-                    yield reader.get_batch(number).replace_schema_metadata(None)
+                    rows = reader.get_batch(number).replace_schema_metadata(None)
+                    yield conformed(rows, columns)
 
     def read(
         self, source: str, partition: int | None = None, columns: Sequence[str] | None = None
@@ -195,12 +222,13 @@ class Log:
         """Read a partition, or all partitions in order with a ``_partition`` column."""
         if partition is not None:
             pieces = self._pieces(source, partition)
-            schema = pieces[0].reader.schema.remove_metadata()
+            schema = _empty(pieces[0], self._columns(source, pieces)).schema
             table = pa.Table.from_batches(self.batches(source, partition), schema)
             return table if columns is None else table.select(list(columns))
         parts = []
+        log = replace(self, declared={source: self.columns(source)})
         for number in range(self.partitions(source)):
-            table = self.read(source, number, columns)
+            table = log.read(source, number, columns)
             parts.append(
                 table.append_column(PARTITION, pa.array(np.full(len(table), number), pa.int64()))
             )
@@ -216,16 +244,15 @@ class Log:
             StateVersionError: It was written in another format.
         """
         pieces = self._pieces_of(source, partition, start, stop)
+        columns = self._columns(source, pieces)
         blocks = [
-            block
+            conformed(block.replace_schema_metadata(None), columns)
             for piece in pieces
             for block in piece.read(start // BLOCK_ROWS, -(-stop // BLOCK_ROWS))
         ]
         if not blocks:
-            schema = pieces[0].reader.schema.remove_metadata()
-            return one_batch(schema.empty_table())
+            return _empty(pieces[0], columns)
         rows = blocks[0] if len(blocks) == 1 else pa.concat_batches(blocks)
-        rows = rows.replace_schema_metadata(None)
         return rows.slice(start % BLOCK_ROWS, stop - start)
 
     def position_at(self, source: str, partition: int, received_us: int) -> int:
@@ -300,7 +327,8 @@ class Log:
         pieces = self._pieces_of(source, partition, start, stop)
         span = self.digests(source, partition).span(start // BLOCK_ROWS)
         whole = self.read_span(source, partition, *span)
-        return block_digest(pieces[0].columns, whole.slice(0, stop - start), TECHNICAL)
+        columns, origin = self._columns(source, pieces), pieces[-1].origin
+        return block_digest(columns, whole.slice(0, stop - start), TECHNICAL, origin)
 
     def write(
         self,
@@ -336,6 +364,11 @@ class Log:
             yield writer
 
 
+def _empty(piece: LogFile, columns: Schema) -> pa.RecordBatch:
+    """Return no rows of a log, as they are read with some columns."""
+    return conformed(one_batch(piece.reader.schema.remove_metadata().empty_table()), columns)
+
+
 def rows_digest(definition: EventStream | Request, partitions: Sequence[pa.Table]) -> str:
     """Return the prefix digest of rows that are not in a log: of the end of all partitions.
 
@@ -345,7 +378,8 @@ def rows_digest(definition: EventStream | Request, partitions: Sequence[pa.Table
     """
     prefixes = []
     for rows in partitions:
-        found = PartitionDigests(len(rows), tuple(block_digests(definition.schema, rows)))
+        blocks = block_digests(definition.schema, definition.origin, rows)
+        found = PartitionDigests(len(rows), tuple(blocks))
         prefixes.append(found.prefix(len(rows), _no_partial))
     return prefix_digest(prefixes)
 

@@ -16,7 +16,7 @@ a cut reads at most one block of each partition.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
@@ -25,8 +25,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.definitions import STRING, Schema
+from tidemill.features.definitions import Origin, Schema
 from tidemill.features.kernel import hashing
+from tidemill.features.kernel.base_columns import base_columns
 from tidemill.features.kernel.hashing import UInt8Array
 
 BLOCK_ROWS: Final = 65_536
@@ -37,11 +38,14 @@ _OFFSET: Final = np.dtype("<i8")
 _WORD: Final = np.dtype("<u8")
 
 
-def block_digest(schema: Schema, rows: pa.RecordBatch, technical: Sequence[str]) -> bytes:
+def block_digest(
+    schema: Schema, rows: pa.RecordBatch, technical: Sequence[str], origin: Origin | None = None
+) -> bytes:
     """Return the SHA-256 of the canonical form of some rows.
 
-    The form is, for each declared column in order: its name, its dtype, one byte for each value (1
-    if it is valid), and the values; for the technical columns only the values. A value is its
+    The form is, for each base column in order: its name, its dtype, one byte for each value (1 if
+    it is valid), and the values; the same of what is added to these in some row of the block
+    (`features.kernel.base_columns`); for the technical columns only the values. A value is its
     64-bit pattern, little-endian, and 0 where it is null; a text is its length in 8 bytes, with the
     UTF-8 bytes of all texts after all lengths. Names are preceded by their length in 8 bytes.
 
@@ -49,16 +53,16 @@ def block_digest(schema: Schema, rows: pa.RecordBatch, technical: Sequence[str])
         schema: The declared columns: name to dtype.
         rows: The rows, ``(rows,)``, with these columns.
         technical: Names of further columns, int64 without nulls.
+        origin: How the declared columns came about; None if the first rows had them.
     """
     digest = hashlib.sha256()
     digest.update(rows.num_rows.to_bytes(8, "little"))
-    for name, dtype in schema.items():
-        column = rows.column(name)
+    for name, dtype, column in _columns(schema, origin, rows):
         for text in (name, dtype):
             data = text.encode()
             digest.update(len(data).to_bytes(8, "little") + data)
         digest.update(_validity(column))
-        if dtype == STRING:
+        if pa.types.is_string(column.type):
             lengths, texts = _texts(column)
             digest.update(lengths)
             digest.update(texts)
@@ -67,6 +71,18 @@ def block_digest(schema: Schema, rows: pa.RecordBatch, technical: Sequence[str])
     for name in technical:
         digest.update(_words(rows.column(name)))
     return digest.digest()
+
+
+def _columns(
+    schema: Schema, origin: Origin | None, rows: pa.RecordBatch
+) -> Iterator[tuple[str, str, pa.Array]]:
+    """Yield the columns of the canonical form: name, dtype and values."""
+    if origin is None or origin.base == schema:
+        yield from ((name, dtype, rows.column(name)) for name, dtype in schema.items())
+        return
+    parts = base_columns(schema, origin, rows, schema)
+    yield from ((name, origin.base[name], column) for name, column in parts.columns.items())
+    yield from parts.added
 
 
 def _validity(column: pa.Array) -> bytes | memoryview:

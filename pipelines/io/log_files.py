@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import EventStream, Request, Schema
+from tidemill.features.definitions import ARROW_TYPES, EventStream, Origin, Request, Schema
 from tidemill.features.errors import DamagedFile, StateVersionError
 from tidemill.pipelines.io.log_digests import (
     BLOCK_ROWS,
@@ -36,7 +36,10 @@ TECHNICAL: Final = (POSITION, RECEIVED)
 MEND: Final = "run `tidemill backfill` again, which writes the log anew"
 MEND_LIVE: Final = "restore the file from a copy, or run `tidemill backfill` for a new generation"
 _METADATA: Final = b"tidemill"
-_FORMAT: Final = {"format": "tidemill-log", "version": 1}
+_NAME: Final = "tidemill-log"
+_VERSION: Final = 1
+_WITH_ORIGIN: Final = 2
+"""The version of a file whose rows have more than base columns (`features.kernel.base_columns`)."""
 
 _Identity = tuple[int, int, int]
 """Inode, size and time of change of a file."""
@@ -61,6 +64,7 @@ class LogFile:
         reader: Opened, memory-mapped.
         identity: Which file was opened.
         columns: The declared columns.
+        origin: How they came about; its rows are digested by that.
         start: The position of its first row.
         rows: The position after its last row.
         digests: The digests of the blocks that are read from it.
@@ -71,6 +75,7 @@ class LogFile:
     reader: pa.ipc.RecordBatchFileReader
     identity: _Identity
     columns: Schema
+    origin: Origin
     start: int
     rows: int
     digests: tuple[bytes, ...]
@@ -82,7 +87,7 @@ class LogFile:
         with reading(path, mend_of(path)):
             file, identity = _opened(path, pa.memory_map)
             reader = pa.ipc.open_file(file)
-            columns, stored = _stored(path, reader.schema)
+            columns, origin, stored = _stored(path, reader.schema)
         if start % BLOCK_ROWS or (stop is not None and stop < start):
             raise DamagedFile(f"{path}: a file of a log begins with a whole block; {mend_of(path)}")
         end, digests = start + stored.rows, stored.blocks
@@ -93,7 +98,7 @@ class LogFile:
                     f"at {stop:,}: rows are missing; {MEND_LIVE}"
                 )
             end, digests = stop, digests[: (stop - start) // BLOCK_ROWS]
-        return LogFile(path, reader, identity, columns, start, end, digests, stored)
+        return LogFile(path, reader, identity, columns, origin, start, end, digests, stored)
 
     @property
     def blocks(self) -> int:
@@ -132,7 +137,7 @@ class LogFile:
             file, identity = _opened(self.path, pa.OSFile)
             with file:
                 reader = pa.ipc.open_file(file)
-                _, stored = _stored(self.path, reader.schema)
+                columns, origin, stored = _stored(self.path, reader.schema)
                 if stored.rows < self.stored.rows:
                     raise DamagedFile(
                         f"{self.path} had {self.stored.rows:,} rows and has {stored.rows:,} now: "
@@ -140,7 +145,7 @@ class LogFile:
                     )
                 blocks = [reader.get_batch(number) for number in numbers]
                 found = zip(numbers, blocks, strict=True)
-                _check_blocks(self.path, identity, self.columns, stored, found)
+                _check_blocks(self.path, identity, (columns, origin), stored, found)
         for number, block in zip(numbers, blocks, strict=True):
             self._check_place(number, block)
         return blocks
@@ -207,9 +212,13 @@ class LogWriter:
         self._writer = pa.ipc.new_file(sink, schema)
 
     def _stated(self, blocks: Sequence[bytes]) -> bytes:
+        schema, origin = dict(self._definition.schema), self._definition.origin
+        has_grown = origin.base != schema
         record = {
-            **_FORMAT,
-            "columns": dict(self._definition.schema),
+            "format": _NAME,
+            "version": _WITH_ORIGIN if has_grown else _VERSION,
+            "columns": schema,
+            **({"base": dict(origin.base), "added": dict(origin.added)} if has_grown else {}),
             "rows": self._rows,
             "blocks": [digest.hex() for digest in blocks],
         }
@@ -244,7 +253,8 @@ class LogWriter:
         stop = rows.num_rows if last else rows.num_rows // BLOCK_ROWS * BLOCK_ROWS
         for start in range(0, stop, BLOCK_ROWS):
             block = rows.slice(start, min(BLOCK_ROWS, stop - start))
-            self._blocks.append(block_digest(self._definition.schema, block, TECHNICAL))
+            of = self._definition
+            self._blocks.append(block_digest(of.schema, block, TECHNICAL, of.origin))
             self._writer.write_batch(block)
         self._waiting, self._waiting_rows = [rows.slice(stop)], rows.num_rows - stop
 
@@ -282,10 +292,10 @@ def _replace(file: BinaryIO, start: int, length: int, old: bytes, new: bytes) ->
     file.write(new)
 
 
-def block_digests(schema: Schema, table: pa.Table) -> list[bytes]:
+def block_digests(schema: Schema, origin: Origin, table: pa.Table) -> list[bytes]:
     """Return the digest of each block of rows that begin with a whole block."""
     return [
-        block_digest(schema, one_batch(table.slice(start, BLOCK_ROWS)), TECHNICAL)
+        block_digest(schema, one_batch(table.slice(start, BLOCK_ROWS)), TECHNICAL, origin)
         for start in range(0, len(table), BLOCK_ROWS)
     ]
 
@@ -307,26 +317,34 @@ def _identity(path: Path) -> _Identity:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _stored(path: Path, schema: pa.Schema) -> tuple[Schema, PartitionDigests]:
-    """Return the declared columns and the digests that a file states."""
+def _stored(path: Path, schema: pa.Schema) -> tuple[Schema, Origin, PartitionDigests]:
+    """Return the declared columns, how they came about, and the digests that a file states."""
     metadata: Mapping[bytes, bytes] = schema.metadata or {}
     record: dict[str, Any] = json.loads(metadata[_METADATA]) if _METADATA in metadata else {}
-    found = {name: record.get(name) for name in _FORMAT}
-    if found != _FORMAT:
-        what = f"version {found['version']}" if record else "an earlier version, without digests"
+    version = record.get("version")
+    if record.get("format") != _NAME or version not in (_VERSION, _WITH_ORIGIN):
+        what = f"version {version}" if record else "an earlier version, without digests"
         raise StateVersionError(
-            f"{path} is a log of {what}; this code reads version {_FORMAT['version']}: "
+            f"{path} is a log of {what}; this code reads versions {_VERSION} and {_WITH_ORIGIN}: "
             f"{mend_of(path)}"
         )
     blocks = tuple(bytes.fromhex(digest) for digest in record["blocks"])
-    return record["columns"], PartitionDigests(record["rows"], blocks)
+    columns = record["columns"]
+    declared = [(field.name, field.type) for field in list(schema)[:-2]]
+    if declared != [(name, ARROW_TYPES.get(dtype)) for name, dtype in columns.items()]:
+        raise DamagedFile(
+            f"{path} was changed after it was written: it has other columns than it states; "
+            f"{mend_of(path)}"
+        )
+    origin = Origin(record.get("base", columns), record.get("added", {}))
+    return columns, origin, PartitionDigests(record["rows"], blocks)
 
 
 def _check(path: Path, reader: pa.ipc.RecordBatchFileReader) -> None:
     with reading(path, mend_of(path)):
-        schema, stored = _stored(path, reader.schema)
+        schema, origin, stored = _stored(path, reader.schema)
         table = reader.read_all()
-        found = block_digests(schema, table)
+        found = block_digests(schema, origin, table)
     if len(table) == stored.rows and tuple(found) == stored.blocks:
         return
     if len(table) == stored.rows:
@@ -339,7 +357,7 @@ def _check(path: Path, reader: pa.ipc.RecordBatchFileReader) -> None:
 def _check_blocks(
     path: Path,
     seen: _Identity,
-    schema: Schema,
+    columns: tuple[Schema, Origin],
     stored: PartitionDigests,
     blocks: Iterable[tuple[int, pa.RecordBatch]],
 ) -> None:
@@ -351,7 +369,7 @@ def _check_blocks(
     checked = _checked_blocks[path][1]
     for number, rows in blocks:
         if number not in checked:
-            if block_digest(schema, rows, TECHNICAL) != stored.blocks[number]:
+            if block_digest(columns[0], rows, TECHNICAL, columns[1]) != stored.blocks[number]:
                 raise _damaged(path, number, stored.rows)
             checked.add(number)
 

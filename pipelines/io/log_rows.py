@@ -8,13 +8,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import BoolArray
-from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
+from tidemill.features.definitions import ARROW_TYPES, EventStream, Project, Request, Schema
 
 POSITION: Final = "_position"
 RECEIVED: Final = "_received"
 PARTITION: Final = "_partition"
 SENT: Final = "_sent"
 """When a poll read the row: wall clock in microseconds, for latency only."""
+
+_PLACES: Final = (POSITION, RECEIVED, PARTITION, SENT)
 
 
 def log_schema(definition: EventStream | Request) -> pa.Schema:
@@ -26,6 +28,54 @@ def log_schema(definition: EventStream | Request) -> pa.Schema:
             pa.field(RECEIVED, pa.int64()),
         ]
     )
+
+
+def conformed(rows: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
+    """Return rows of a log, or of a poll, that may be of an earlier version of their source.
+
+    Args:
+        rows: The rows, ``(rows,)``.
+        schema: The declared columns that they are to have: one that they lack is null, and one of
+            another dtype is cast. Their other columns, of the position and the like, follow.
+
+    Raises:
+        pa.ArrowInvalid: A value has no place in the other dtype.
+    """
+    names = rows.schema.names
+    declared = [pa.field(name, ARROW_TYPES[dtype]) for name, dtype in schema.items()]
+    others = [rows.schema.field(name) for name in names if name in _PLACES]
+    wanted = pa.schema([*declared, *others])
+    if rows.schema.equals(wanted):
+        return rows
+    columns = [
+        rows.column(field.name).cast(field.type)
+        if field.name in names
+        else pa.nulls(rows.num_rows, field.type)
+        for field in wanted
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=wanted)
+
+
+def conformed_table(rows: pa.Table, schema: Schema) -> pa.Table:
+    """Return the rows of a table as `conformed` does."""
+    batches = [conformed(batch, schema) for batch in rows.to_batches()]
+    empty = conformed(one_batch(rows.slice(0, 0)), schema)
+    return pa.Table.from_batches(batches, empty.schema)
+
+
+def with_columns(definition: EventStream | Request, columns: Schema) -> EventStream | Request:
+    """Return a source as it was when its log had only some columns."""
+    return definition.with_columns(columns) if isinstance(definition, EventStream) else definition
+
+
+def definitions_of(project: Project) -> list[EventStream | Request]:
+    """Return the definitions of all sources of a project: its streams, then the request."""
+    return [*project.streams, project.request]
+
+
+def declared_columns(project: Project) -> dict[str, Schema]:
+    """Return the declared columns of all sources of a project, by name."""
+    return {definition.name: definition.schema for definition in definitions_of(project)}
 
 
 def one_batch(table: pa.Table) -> pa.RecordBatch:

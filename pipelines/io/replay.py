@@ -41,7 +41,7 @@ from tidemill.features.errors import StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.cuts import Cut, Positions
-from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
+from tidemill.pipelines.io.log import RECEIVED, Log, declared_columns, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart, empty_parts
 from tidemill.pipelines.io.poll_restriction import (
     PROVIDER,
@@ -102,7 +102,7 @@ class ReplayLog:
         self._tables: list[pa.Table] = []
         self._received: list[Int64Array] = []
         self._highest: list[Int64Array] = []
-        log = Log(options.root)
+        log = Log(options.root, declared=declared_columns(project))
         start: list[int] = []
         stop: list[int] = []
         definitions: list[EventStream | Request] = [*project.streams, project.request]

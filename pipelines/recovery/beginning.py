@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.log import Log, declared_columns
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.recovery.log_parts import (
     parts_before,
@@ -49,10 +49,11 @@ def find_beginning(
         as_of_us: The instant.
         views: The views whose operators are made; None for all.
     """
-    project, log = config.project, Log(build)
+    project = config.project
+    log = Log(build, declared=declared_columns(project))
     partitions = source_partitions(log, project)
     # The build has the rows, the live log what was known of its topics.
-    watermarks = watermarks_at(stream_log(config.current), project, as_of_us)
+    watermarks = watermarks_at(stream_log(config.current, config.project), project, as_of_us)
     parts, positions = parts_before(log, project, partitions, as_of_us, watermarks=watermarks)
     options = FeaturizeOptions(
         run="handoff", shards=config.shards, partitions=partitions, publish=False

@@ -27,7 +27,7 @@ from typing import Any, Final, Literal
 from tidemill.features.definitions import Project, Request
 from tidemill.features.definitions.canonical import spec_hash
 from tidemill.features.errors import StateMismatch, StateVersionError
-from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.log import Log, declared_columns
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.state_files import file_hashes
 from tidemill.serving.files.records import RecordFormat, write_record
@@ -249,6 +249,16 @@ def request_hash(request: Request) -> str:
     return spec_hash(spec)
 
 
+Columns = Mapping[str, Sequence[Sequence[str]]]
+"""Source to its declared columns, in order: name and dtype."""
+
+
+def columns_of(project: Project) -> dict[str, list[list[str]]]:
+    """Return the declared columns of the sources of a project, as a record has them."""
+    found = declared_columns(project)
+    return {name: [list(column) for column in schema.items()] for name, schema in found.items()}
+
+
 RECEIPT: Final = "receipt"
 """The name of the order by receipt (`StreamRun.eager_order`)."""
 
@@ -288,6 +298,8 @@ class StreamRun:
             project (`pipelines.recovery.upgrade_record`); None if it began with a build's states.
         fill_cuts: View to the cut that its rows in the online store were begun with, where that is
             not the one of `positions`; None if there is none.
+        columns: The declared columns of its sources; None for a stream of a version that did not
+            record it.
     """
 
     began: str
@@ -311,6 +323,7 @@ class StreamRun:
     polls: int = 0
     upgraded_from: int | None = None
     fill_cuts: Mapping[str, str] | None = None
+    columns: Columns | None = None
 
     @staticmethod
     def beginning(
@@ -320,6 +333,7 @@ class StreamRun:
         clock: Clock = "replay",
         joiners: int = 1,
         request: str | None = None,
+        columns: Columns | None = None,
     ) -> StreamRun:
         """Return the record of a stream that begins with the states of a build."""
         return StreamRun(
@@ -337,6 +351,7 @@ class StreamRun:
             clock=clock,
             joiners=joiners,
             request=request,
+            columns=columns,
         )
 
     def check_order(self) -> None:
@@ -368,14 +383,21 @@ class StreamRun:
         return StreamRun(**read_record_of(path, _STREAM)) if path.exists() else None
 
 
-_NOT_UPGRADED: Final[Mapping[str, Any]] = {"polls": 0, "upgraded_from": None, "fill_cuts": None}
+_NO_COLUMNS: Final[Mapping[str, Any]] = {"columns": None}
+_NOT_UPGRADED: Final[Mapping[str, Any]] = {
+    **_NO_COLUMNS,
+    "polls": 0,
+    "upgraded_from": None,
+    "fill_cuts": None,
+}
 
 _STREAM: Final = RecordFormat(
     name="tidemill-stream",
-    version=9,
+    version=10,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
     older={
+        9: _NO_COLUMNS,
         8: _NOT_UPGRADED,
         7: {**_NOT_UPGRADED, "apart": False},
         6: {**_NOT_UPGRADED, "apart": False, "request": None},

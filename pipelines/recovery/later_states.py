@@ -84,7 +84,9 @@ def find_later(
         return None
     end_us = config.splits.stream_until_us
     reached = {view.name: frontier for view, frontier in ahead.items()}
-    as_of_us = instant_reaching(stream_log(config.current), project, reached, end_us)
+    as_of_us = instant_reaching(
+        stream_log(config.current, config.project), project, reached, end_us
+    )
     if as_of_us is not None:
         return Later(as_of_us, TIME_MIN)
     return Later(end_us, max(ahead.values()))
@@ -102,7 +104,7 @@ def published_until(config: Configuration, view: FeatureView, frontier_us: int) 
     states = read_record(config.current.build_folder / paths.STATES)
     if frontier_us == min(states.frontiers.get(view.name, [TIME_MIN])):
         return states.as_of_us
-    log, end_us = stream_log(config.current), config.splits.stream_until_us
+    log, end_us = stream_log(config.current, config.project), config.splits.stream_until_us
     found = instant_reaching(log, config.project, {view.name: frontier_us}, end_us)
     return end_us if found is None else found
 
@@ -118,7 +120,7 @@ def later_operators(
         later: Where they are brought forward to.
         views: The views.
     """
-    project, log = config.project, stream_log(config.current)
+    project, log = config.project, stream_log(config.current, config.project)
     handoff, options = read_record(folder), publishing_options(config)
     parts, _ = parts_before(
         log,
@@ -146,6 +148,6 @@ def publishing_options(config: Configuration) -> FeaturizeOptions:
     return FeaturizeOptions(
         run="publish",
         shards=config.shards,
-        partitions=source_partitions(stream_log(config.current), config.project),
+        partitions=source_partitions(stream_log(config.current, config.project), config.project),
         publish=False,
     )

@@ -8,15 +8,62 @@ import numpy as np
 
 from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import FeatureView, Project
+from tidemill.features.errors import StateMismatch
+from tidemill.pipelines.io.grown_columns import refused_columns
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
-from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
+from tidemill.pipelines.io.log import RECEIVED, Log, declared_columns, definitions_of, one_batch
 from tidemill.pipelines.io.poll import PollPart
+from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.serving.generations.current import Current
 
 
-def stream_log(current: Current) -> Log:
-    """Return the log that the streams of a generation read: the build's, and the live rows."""
-    return Log(current.build_folder, current.folder / LIVE)
+def stream_log(current: Current, project: Project) -> Log:
+    """Return the log that the streams of a generation read: the build's, and the live rows.
+
+    Args:
+        current: The folders of the generation.
+        project: The project, with whose columns the rows are read.
+    """
+    return Log(current.build_folder, current.folder / LIVE, declared_columns(project))
+
+
+def log_of_run(current: Current, run: StreamRun | None) -> Log:
+    """Return the same log, whose rows have the columns that a stream was begun with.
+
+    Args:
+        current: The folders of the stream.
+        run: Its record; None for the columns that the log has.
+    """
+    columns = {} if run is None or run.columns is None else run.columns
+    declared = {name: {one[0]: one[1] for one in of} for name, of in columns.items()}
+    return Log(current.build_folder, current.folder / LIVE, declared)
+
+
+def check_columns(run: StreamRun, project: Project, log: Log) -> None:
+    """Check that a stream that resumes has the columns that it was begun with.
+
+    Args:
+        run: The record of the stream.
+        project: The project.
+        log: The log of the stream (`log_of_run`).
+
+    Raises:
+        StateMismatch: A source has others.
+    """
+    for definition in definitions_of(project):
+        name, now = definition.name, list(definition.schema.items())
+        known = list(log.columns(name).items())
+        if run.columns is not None:
+            known = [(column, dtype) for column, dtype in run.columns.get(name, ())]
+        if now == known and not refused_columns(log, definition):
+            continue
+        others = sorted({*known} ^ {*now})
+        which = f"such as {others[0][0]!r}" if others else "or in another order"
+        raise StateMismatch(
+            f"source {name!r}: the stream was begun with other columns than the project declares, "
+            f"{which}: run the version of the project that it was begun with, or see `tidemill "
+            "upgrade --plan`"
+        )
 
 
 def source_partitions(log: Log, project: Project) -> dict[str, int]:

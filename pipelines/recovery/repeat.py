@@ -93,7 +93,7 @@ class Repeat:
         options = FeaturizeOptions(
             run="repeat",
             shards=config.shards,
-            partitions=source_partitions(stream_log(current), config.project),
+            partitions=source_partitions(stream_log(current, config.project), config.project),
             mode=Mode(run.mode),
             publish=publishes,
             changes=run.offline is not None,

@@ -127,7 +127,7 @@ def _republish(
         # The releases can be repeated from the beginning too; their marks prove it.
         progress.say(f"{lost}: the polls of the stream are repeated from its beginning instead")
     check_handoff(folder, handoff, project, config.shards)
-    check_log(folder, handoff, stream_log(current), handoff.positions)
+    check_log(folder, handoff, stream_log(current, project), handoff.positions)
     releases = releases_by_shard(current.stream_folder)
     begins_with = handoff.id if handoff.kind == "backfill" else handoff.began
     if releases and (began is None or began.began != begins_with):

@@ -26,6 +26,7 @@ from tidemill.features.contract import TIME_MIN, write_instant
 from tidemill.features.errors import InputError, LostPublications, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.event_counts import EventCounts, count_logged
+from tidemill.pipelines.io.grown_columns import check_goes_on_with
 from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.handoff import (
@@ -33,13 +34,14 @@ from tidemill.pipelines.recovery.handoff import (
     StreamRun,
     check_handoff,
     check_log,
+    columns_of,
     cut_digests,
     last_states,
     read_record,
     remove_savepoints,
     request_hash,
 )
-from tidemill.pipelines.recovery.log_parts import stream_log
+from tidemill.pipelines.recovery.log_parts import check_columns, log_of_run, stream_log
 from tidemill.pipelines.recovery.reader_clock import show_live_clock
 from tidemill.pipelines.recovery.republish import frontiers_of, keeps_frontiers, start_over
 from tidemill.pipelines.recovery.savepoints import Savepoint, check_savepoint_is_there
@@ -111,6 +113,7 @@ def first_start(config: Configuration, mode: str | None) -> Start:
 def _first_start(config: Configuration, current: Current, mode: str) -> Start:
     folder = current.build_folder / paths.STATES
     handoff = read_record(folder)
+    check_goes_on_with(log_of_run(current, None), config.project)
     _check(config, current, folder, handoff)
     if handoff.as_of_us != config.splits.evaluate_until_us:
         raise StateMismatch(
@@ -119,8 +122,9 @@ def _first_start(config: Configuration, current: Current, mode: str) -> Start:
         )
     stream = config.stream
     request = request_hash(config.project.request)
+    columns = columns_of(config.project)
     run = StreamRun.beginning(
-        handoff, mode, stream.poll_rows, config.clock, stream.joiners, request
+        handoff, mode, stream.poll_rows, config.clock, stream.joiners, request, columns
     )
     return Start(current, folder, handoff, run, resumes=False)
 
@@ -179,6 +183,7 @@ def next_start(config: Configuration, mode: str | None) -> Start:
             f"the stream in {root} began at another instant than splits.evaluate_until; set it "
             "back, or run `tidemill stream` without --resume"
         )
+    check_columns(run, config.project, log_of_run(current, run))
     _check(config, current, folder, handoff)
     return Start(current, folder, handoff, run, resumes=True)
 
@@ -219,7 +224,7 @@ def _replaced(root: Path) -> StateMismatch:
 
 def _check(config: Configuration, current: Current, folder: Path, handoff: Handoff) -> None:
     check_handoff(folder, handoff, config.project, config.shards)
-    check_log(folder, handoff, stream_log(current), handoff.positions)
+    check_log(folder, handoff, stream_log(current, config.project), handoff.positions)
 
 
 def with_scores(start: Start, *, is_scored: bool) -> Start:
@@ -402,7 +407,7 @@ def _write_history(
 
         log_history(
             views,
-            stream_log(current),
+            stream_log(current, config.project),
             current.offline_root,
             shards=config.shards,
             until_us={view: min(frontiers) for view, frontiers in handoff.frontiers.items()},
@@ -474,7 +479,7 @@ def event_counts(
     config: Configuration, run: StreamRun, replayed: StreamPolls
 ) -> dict[str, EventCounts]:
     """Count each stream's events from the beginning of the stream to the end of a replay."""
-    log, stop = stream_log(config.current), by_source(replayed, replayed.stop)
+    log, stop = stream_log(config.current, config.project), by_source(replayed, replayed.stop)
     with scratch_folder(config.root, "counts") as folder:
         return {
             stream.name: count_logged(
@@ -550,7 +555,7 @@ def keep_savepoint(
         mode=start.run.mode,
         files=file_hashes(folder, _linked(start, before, folder)),
         generation=start.run.generation,
-        digests=cut_digests(stream_log(start.current), reached.positions),
+        digests=cut_digests(stream_log(start.current, config.project), reached.positions),
     )
     handoff.write(folder)
     Savepoint.of(handoff).write(start.current.stream_folder)

@@ -122,7 +122,7 @@ def is_of_log(config: Configuration, fill: Fill) -> bool:
         found = log.prefix_digest(source, ends)
     except (DamagedFile, StateVersionError):
         return False  # then nothing shows that they are the same
-    return found == stream_log(current).prefix_digest(source, ends)
+    return found == stream_log(current, config.project).prefix_digest(source, ends)
 
 
 def fills_of_run(

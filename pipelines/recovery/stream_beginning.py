@@ -221,7 +221,7 @@ def operators_at(
         watermarks: Source to the watermark of each partition there.
         floors: View to the instant beyond which its frontier does not go.
     """
-    project, log = config.project, stream_log(config.current)
+    project, log = config.project, stream_log(config.current, config.project)
     options = made_options(config, log)
     plans = {name: make_plan(project.view(name)) for name in floors}
     for name, floor_us in floors.items():
@@ -287,7 +287,7 @@ def watermarks_after(
         upgrade: How it began.
         polls: The number of the poll.
     """
-    log, project = stream_log(config.current), config.project
+    log, project = stream_log(config.current, config.project), config.project
     if upgrade is None:
         known = watermarks_at(log, project, run.as_of_us)
     else:

@@ -34,7 +34,7 @@ def stream_polls(
     if config.is_live:
         return LivePolls(
             config.project,
-            stream_log(current),
+            stream_log(current, config.project),
             LiveLog(current.folder / LIVE, config.project),
             start_us=as_of_us,
             stop_us=TIME_MAX,

@@ -118,7 +118,7 @@ def began_at(config: Configuration, run: StreamRun) -> dict[str, list[int]]:
     upgrade = UpgradeRecord.of(run, config.current.stream_folder)
     if upgrade is not None:
         return {view.name: list(upgrade.frontiers[view.name]) for view in project.views}
-    watermarks = watermarks_at(stream_log(config.current), project, run.as_of_us)
+    watermarks = watermarks_at(stream_log(config.current, config.project), project, run.as_of_us)
     return {
         view.name: [frontier_of(project, view, watermarks)] * config.shards
         for view in project.views

@@ -161,7 +161,7 @@ def _outcome(
     if project.label is None:
         return None, "This project has no label, so its predictions cannot be judged."
     try:
-        return stream_quality(project, stream_log(current), streamed), ""
+        return stream_quality(project, stream_log(current, project), streamed), ""
     except InputError as error:
         return None, str(error)
 

@@ -26,6 +26,7 @@ from tidemill.pipelines.status.standing import (
     Freshness,
     PartitionStanding,
     ProofStanding,
+    SettingsStanding,
     SourceStanding,
     Standing,
     State,
@@ -38,6 +39,7 @@ from tidemill.pipelines.telemetry import metrics
 from tidemill.pipelines.telemetry.facts import source_fact, view_fact
 from tidemill.pipelines.telemetry.figures import Snapshot, joined, over_all_labels, quantile
 from tidemill.pipelines.telemetry.metrics import Metric
+from tidemill.pipelines.telemetry.settings_record import SettingsRecord
 from tidemill.pipelines.telemetry.stream_record import StreamRecord, figures_files
 from tidemill.serving.files.locks import is_locked
 from tidemill.serving.generations.current import Current, find_current
@@ -114,7 +116,21 @@ def collect(
         _proof(config.root),
         _lost(config, current, stream.state),
         proof.get("lost_requests"),
+        _settings(current, record, stream.state),
     )
+
+
+def _settings(
+    current: Current, record: StreamRecord | None, state: State
+) -> SettingsStanding | None:
+    """Return what the stream that runs has taken over; None if it was not asked to."""
+    try:
+        found = SettingsRecord.read(current.folder)
+    except StateError:
+        return None  # `tidemill reload` says what is wrong with it
+    if found is None or record is None or found.run != record.run or not state.runs:
+        return None
+    return SettingsStanding(instant(found.at_us), found.taken, found.waiting, found.error)
 
 
 def _lost(config: Configuration, current: Current, state: State) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from tidemill.pipelines.status.standing import (
     Freshness,
     PartitionStanding,
     ProofStanding,
+    SettingsStanding,
     SourceStanding,
     Standing,
     State,
@@ -102,9 +103,21 @@ def _head(standing: Standing, columns: int) -> Iterator[Text]:
         facts.append(f"http://{stream.listen}/metrics")
     if facts:
         yield Text("  " + " · ".join(facts), _DIM)
+    if standing.settings is not None:
+        yield from _settings(standing.settings, columns)
     if stream.state.runs and (stream.figures_age_s or 0) > 10:
         age = _duration(stream.figures_age_s or 0)
         yield Text(f"  its figures are {age} old: the process does not write them", "yellow")
+
+
+def _settings(settings: SettingsStanding, columns: int) -> Iterator[Text]:
+    if settings.error:
+        yield from _wrapped(f"it has refused its file at {settings.at}: {settings.error}", columns)
+        return
+    taken = ", ".join(settings.taken) or "nothing"
+    yield from _wrapped(f"settings of {settings.at}: it has taken over {taken}", columns)
+    if settings.waiting:
+        yield from _wrapped(f"a restart takes over {', '.join(settings.waiting)}", columns)
 
 
 def _wrapped(said: str, columns: int) -> Iterator[Text]:

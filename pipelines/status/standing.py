@@ -213,6 +213,23 @@ class ProofStanding:
 
 
 @dataclass(frozen=True)
+class SettingsStanding:
+    """What the stream that runs has taken over of its file (`tidemill reload`).
+
+    Attributes:
+        at: When it has read the file again, ISO 8601, UTC.
+        taken: What it has taken over then, each as ``KEY: BEFORE -> NOW``.
+        waiting: What differs and waits for a restart, likewise.
+        error: Why the file was refused; empty if it was not.
+    """
+
+    at: str
+    taken: Sequence[str]
+    waiting: Sequence[str]
+    error: str
+
+
+@dataclass(frozen=True)
 class Standing:
     """How a stream is.
 
@@ -237,6 +254,7 @@ class Standing:
             (`pipelines.io.live.lost.AcceptedLoss.as_figures`), the oldest first.
         lost_requests: How many requests were due and had no answer when the last `tidemill verify`
             looked; None if it has not.
+        settings: What the stream that runs has taken over; None if nobody has asked it to.
     """
 
     project: str
@@ -257,6 +275,7 @@ class Standing:
     proof: ProofStanding | None = None
     lost: Sequence[Mapping[str, Any]] = ()
     lost_requests: int | None = None
+    settings: SettingsStanding | None = None
 
     def content(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -11,6 +11,7 @@ the savepoint before counts (`pipelines.stream_run.keeper`).
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,6 +76,7 @@ from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.resume import Reached, Start
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.rejected_by_stream import PLACE
+from tidemill.pipelines.stream_run.reloading import LiveSettings
 from tidemill.pipelines.stream_run.restarts import Stop
 from tidemill.pipelines.telemetry.polls_taken import PollsTaken
 from tidemill.pipelines.telemetry.reader_figures import ReaderFigures
@@ -139,6 +141,7 @@ class LiveInput:
         until_us: When to stop; None to go on until somebody asks.
         accept_lost: What a person accepts to go on without (`pipelines.ingest.lost_messages`).
         topic_ids: Source to the id of its topic, once `find_lost` has asked for them.
+        settings: The configuration with the live settings of now; None if they do not change.
 
     Raises:
         StateMismatch: The topics are not those that the live stream was begun with.
@@ -152,6 +155,7 @@ class LiveInput:
     until_us: int | None = None
     accept_lost: Sequence[str] = ()
     topic_ids: Mapping[str, str] = field(default_factory=dict)
+    settings: LiveSettings | None = None
 
     def __post_init__(self) -> None:
         current, project = self.start.current, self.config.project
@@ -160,7 +164,7 @@ class LiveInput:
         self._committed: CommittedOffsets | None = None
         self._refused: dict[int, frozenset[str]] = {}
         self._build = current.build_folder
-        self._log = stream_log(current)
+        self._log = stream_log(current, project)
         self._stop = current.stream_folder / STOP
         self.live = LiveLog(current.folder / LIVE, project)
         topics = self._topics()
@@ -391,7 +395,7 @@ class LiveInput:
         topic_ids = {**read_to.topic_ids, **{loss.source: loss.topic_id for loss in losses}}
         failed: list[BaseException] = []
         with (
-            archiving(self.config, self.start.current, self.say),
+            archiving(self.config, self.start.current, self.say, self._now),
             committing(self.config) as self._committed,
             open_topics(self.config, log, self._unsealed(), topics, offsets, topic_ids) as sources,
         ):
@@ -494,14 +498,18 @@ class LiveInput:
             clock_us=SteadyClock(say=self.say),
             mended=MendedFiles(self.config.root, self.live, topics, self.say),
             say=self.say,
+            max_rejected=lambda name: self._now().sources[name].max_rejected,
         )
 
+    def _now(self) -> Configuration:
+        """Return the configuration with the live settings of now."""
+        return self.config if self.settings is None else self.settings.config
+
     def _read(self, reader: LiveReader, marks: Marks, ended: threading.Event) -> None:
-        every_s = self.config.stream.savepoint_every_us / SECOND
-        keep_s = time.monotonic() + every_s
+        marked_s = time.monotonic()
         if reader.number > self.live.sealed().number and not reader.goes_on_from_mark:
             # A run before was killed, and this one may live no longer: what it repeats is kept.
-            keep_s = time.monotonic()
+            marked_s = -math.inf
         until_us = TIME_MAX if self.until_us is None else self.until_us
         begin = self.begins.start.number
         report, is_ready = self._report(reader), False
@@ -513,11 +521,12 @@ class LiveInput:
             if number - max(self._taken(), begin) >= _MOST_UNREAD:
                 ended.wait(0.002)
                 continue
-            is_due = time.monotonic() >= keep_s and not reader.goes_on_from_mark
+            every_s = self._now().stream.savepoint_every_us / SECOND
+            is_due = time.monotonic() >= marked_s + every_s and not reader.goes_on_from_mark
             segment = self.start.segment + reader.epoch - self._epoch
             is_marked = is_due and marks.may_mark(segment)
             if is_marked:
-                keep_s = time.monotonic() + every_s
+                marked_s = time.monotonic()
             try:
                 poll = reader.step(is_marked=is_marked)
             except RegistryUnavailable:

@@ -70,6 +70,7 @@ from tidemill.pipelines.stream_run.kept_memory import kept_memory
 from tidemill.pipelines.stream_run.live_input import LiveInput
 from tidemill.pipelines.stream_run.outcome import count_outcome
 from tidemill.pipelines.stream_run.rare_collections import rare_collections
+from tidemill.pipelines.stream_run.reloading import LiveSettings, live_settings
 from tidemill.pipelines.stream_run.replay_input import ReplayInput
 from tidemill.pipelines.stream_run.restarts import Restarts, Stop
 from tidemill.pipelines.stream_run.segment_tail import check_end
@@ -155,6 +156,7 @@ def stream(
         _alone(config, wait=wait) as pinned,
         seen_from_outside(pinned, pinned.current, choice.name),
         draining(progress.say) if config.is_live else nullcontext() as asked,
+        live_settings(pinned, progress.say) as settings,
     ):
         # A program that was killed may have left a job behind, which still writes.
         end_jobs(pinned.current.engine_jobs)
@@ -162,7 +164,7 @@ def stream(
             try:
                 return _stream(
                     pinned, progress, speed, choice, mode, until_us, accept_lost, asked, restarts,
-                    resume=resume, take_over=take_over,
+                    settings, resume=resume, take_over=take_over,
                 )  # fmt: skip
             except EngineLost as lost:
                 restarts.note(lost)
@@ -202,6 +204,7 @@ def _stream(
     accept_lost: Sequence[str],
     draining_asked: threading.Event | None,
     restarts: Restarts,
+    settings: LiveSettings,
     *,
     resume: bool,
     take_over: bool,
@@ -232,7 +235,7 @@ def _stream(
     began, run = time.perf_counter(), run_id(root, start.segment)
     stop = None if draining_asked is None else Stop(draining_asked)
     # It is refused while the stream of the generation before runs, which may then run on.
-    entrance = _entrance(config, start, speed, until_us, stop, progress.say, accept_lost)
+    entrance = _entrance(config, start, speed, until_us, stop, progress.say, accept_lost, settings)
     # Before anything is asked of a topic: what a process before this one had open is aborted, and
     # it writes no more.
     delivery = Delivery.fence(config.sinks, start.current, start.segment, run)
@@ -305,7 +308,7 @@ def _run(
     featurize = FeaturizeOptions(
         run=run,
         shards=config.shards,
-        partitions=source_partitions(stream_log(start.current), project),
+        partitions=source_partitions(stream_log(start.current, config.project), project),
         mode=Mode(start.run.mode),
         gap_batches=config.stream.gap_batches,
         answer_within_us=config.stream.answer_within_us,
@@ -403,10 +406,11 @@ def _entrance(
     stop: Stop | None,
     say: Callable[[str], None],
     accept_lost: Sequence[str],
+    settings: LiveSettings,
 ) -> ReplayInput | LiveInput:
     """Return where the rows of a segment come from."""
     if stop is not None:
-        return LiveInput(config, start, stop, say, until_us, accept_lost)
+        return LiveInput(config, start, stop, say, until_us, accept_lost, settings=settings)
     return ReplayInput.of(config, start, speed, until_us)
 
 

@@ -139,7 +139,7 @@ def translate_stream(
     featurize = FeaturizeOptions(
         run=run_id(root, start.segment),
         shards=config.shards,
-        partitions=source_partitions(stream_log(start.current), project),
+        partitions=source_partitions(stream_log(start.current, config.project), project),
         mode=Mode(start.run.mode),
         gap_batches=config.stream.gap_batches,
         answer_within_us=config.stream.answer_within_us,
@@ -205,7 +205,7 @@ class _FollowInput:
 def _followed(config: Configuration, start: Start) -> FollowOptions:
     """Return what a stream that begins, or resumes, would follow; nothing is begun."""
     project, current, handoff = config.project, start.current, start.handoff
-    live, log = LiveLog(current.folder / LIVE, project), stream_log(current)
+    live, log = LiveLog(current.folder / LIVE, project), stream_log(current, project)
     names = [*(stream.name for stream in project.streams), project.request.name]
     positions = tuple(at for name in names for at in handoff.positions[name])
     first, before, epoch = Cut(handoff.polls, positions), 0, 0

@@ -7,18 +7,24 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
-import pyarrow as pa
-
 from tidemill.features.contract import SECOND
-from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
 from tidemill.features.errors import StateError, StateMismatch, TidemillError
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.delivery.outgoing import BUNDLE
 from tidemill.pipelines.delivery.record import DeliveryRecord
+from tidemill.pipelines.io.grown_columns import (
+    ColumnChange,
+    changed_columns,
+    inexact_value,
+    refused_columns,
+)
 from tidemill.pipelines.io.live.live_log import LIVE
 from tidemill.pipelines.io.live.live_records import LiveRecords
-from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.log import Log, definitions_of
+from tidemill.pipelines.io.outputs import OutputFolder
 from tidemill.pipelines.recovery.handoff import Handoff, StreamRun, last_states, request_hash
-from tidemill.pipelines.recovery.log_parts import stream_log
+from tidemill.pipelines.recovery.log_parts import log_of_run
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.telemetry.stream_record import StreamRecord
 from tidemill.serving.bundles.bundle import Bundle
@@ -129,9 +135,14 @@ def plan_upgrade(config: Configuration) -> UpgradePlan | None:
     same_shards = run.shards == config.shards
     rebuilt = [v.name for v in project.views if v.name not in carried or not same_shards]
     rates = _seconds_per_row(config)
+    log = log_of_run(current, run)
+    grown = {
+        stream.name: changed_columns(log, stream) if stream.name in log.sources() else []
+        for stream in definitions_of(project)
+    }
     steps = [
-        *_views(config, run, handoff, carried, rebuilt, rates),
-        *_sources(config, handoff, refusals),
+        *_views(config, run, handoff, carried, rebuilt, rates, grown),
+        *_sources(config, log, handoff, grown, refusals),
         *_request(config, run, refusals),
         *_outputs(config),
         *_others(config, run, refusals),
@@ -149,13 +160,18 @@ def _views(
     carried: list[str],
     rebuilt: list[str],
     seconds_per_row: float | None,
+    grown: Mapping[str, list[ColumnChange]],
 ) -> Iterator[Step]:
     before = run.views or {}
     for view in config.project.views:
         what = f"view {view.name}"
+        changes = grown[view.stream.name]
         if view.name not in rebuilt:
-            yield Step(what, Fate.KEPT, f"definition {view.hash}, as it was")
+            others = ", ".join(repr(one.column) for one in changes)
+            unread = f"; it does not read {others}" if changes else ""
+            yield Step(what, Fate.KEPT, f"definition {view.hash}, as it was{unread}")
             continue
+        reads = [repr(one.column) for one in changes if one.column in view.read]
         rows = sum(handoff.positions.get(view.stream.name, ()))
         seconds = None if seconds_per_row is None else rows * seconds_per_row
         if view.name in carried:
@@ -163,6 +179,7 @@ def _views(
             yield Step(what, Fate.REBUILT, why, seconds, rows)
         elif view.name in before:
             why = f"definition {before[view.name]} -> {view.hash}"
+            why += f"; it reads {', '.join(reads)}" if reads else ""
             yield Step(what, Fate.REBUILT, why, seconds, rows)
         else:
             yield Step(what, Fate.ADDED, "not in the stream that runs", seconds, rows)
@@ -173,10 +190,16 @@ def _views(
             yield Step(f"view {name}", Fate.DROPPED, why)
 
 
-def _sources(config: Configuration, handoff: Handoff, refusals: list[str]) -> Iterator[Step]:
+def _sources(
+    config: Configuration,
+    log: Log,
+    handoff: Handoff,
+    grown: Mapping[str, list[ColumnChange]],
+    refusals: list[str],
+) -> Iterator[Step]:
     """Yield what becomes of sources: a stream goes on with the log that it has."""
-    project, log = config.project, stream_log(config.current)
-    definitions: list[EventStream | Request] = [*project.streams, project.request]
+    project = config.project
+    definitions = definitions_of(project)
     for stream in definitions:
         what = f"source {stream.name}"
         if stream.name not in handoff.positions or stream.name not in log.sources():
@@ -186,14 +209,15 @@ def _sources(config: Configuration, handoff: Handoff, refusals: list[str]) -> It
                 "`tidemill stream` from its beginning"
             )
             yield Step(what, Fate.REFUSED, why)
-        elif why := _other_columns(log, stream):
-            refusals.append(
-                f"source {stream.name!r}: {why}; the log of a stream keeps its columns: set them "
-                "back, or begin a new root"
-            )
+            continue
+        at = sum(handoff.positions[stream.name])
+        if why := refused_columns(log, stream) or inexact_value(log, stream):
+            refusals.append(f"source {stream.name!r}: {why}")
             yield Step(what, Fate.REFUSED, why)
+        elif changes := grown[stream.name]:
+            said = "; ".join(map(str, changes))
+            yield Step(what, Fate.CHANGED, f"read on after {at:,} rows: {said}")
         else:
-            at = sum(handoff.positions[stream.name])
             yield Step(what, Fate.KEPT, f"read on after {at:,} rows")
     names = {stream.name for stream in definitions}
     live = LiveRecords(config.current.folder / LIVE)
@@ -210,18 +234,6 @@ def _sources(config: Configuration, handoff: Handoff, refusals: list[str]) -> It
             yield Step(f"source {name}", Fate.REFUSED, "no view reads it any more")
         else:
             yield Step(f"source {name}", Fate.DROPPED, "no view reads it any more")
-
-
-def _other_columns(log: Log, definition: EventStream | Request) -> str:
-    """Say how the columns of a log differ from those that are declared; empty if they do not."""
-    schema: pa.Schema = log.read_span(definition.name, 0, 0, 0).schema
-    for name, dtype in definition.schema.items():
-        place = schema.get_field_index(name)
-        if place < 0:
-            return f"its log has no column {name!r}"
-        if schema.field(place).type != ARROW_TYPES[dtype]:
-            return f"column {name!r} is {schema.field(place).type} in its log, and {dtype} now"
-    return ""
 
 
 def _request(config: Configuration, run: StreamRun, refusals: list[str]) -> Iterator[Step]:
@@ -273,8 +285,21 @@ def _others(config: Configuration, run: StreamRun, refusals: list[str]) -> Itera
         refusals.append(str(error))
         yield Step("bundle", Fate.REFUSED, "train it for these definitions first")
         return
+    if run.scored and (before := _scored_by(config)) not in (None, folder.name):
+        why = f"{before} -> {folder.name}, the live one, from the new version on"
+        yield Step("bundle", Fate.CHANGED, why)
+        return
     fate = Fate.KEPT if run.scored else Fate.ADDED
     yield Step("bundle", fate, f"{folder.name}, the live one, scores from the new version on")
+
+
+def _scored_by(config: Configuration) -> str | None:
+    """Return the version of the bundle that the newest predictions name; None without any."""
+    folder = OutputFolder(config.current.stream_folder / paths.PREDICTIONS)
+    files = folder.files()
+    since = files[-1].first if files else 0
+    found = [table.column(BUNDLE) for _, table in folder.tables([BUNDLE], since)]
+    return str(found[-1][-1]) if found and len(found[-1]) else None
 
 
 def _seconds_per_row(config: Configuration) -> float | None:

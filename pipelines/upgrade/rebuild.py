@@ -169,7 +169,7 @@ class Rebuild:
                     shutil.rmtree(log.directory)
         log_history(
             [config.project.view(name) for name in self.views],
-            stream_log(config.current),
+            stream_log(config.current, config.project),
             folder,
             shards=config.shards,
             until_us={name: self.operators[name, 0].state.frontier_us for name in self.views},
@@ -189,7 +189,7 @@ class Rebuild:
         """
         config, project = self.config, self.config.project
         known = watermarks_after(config, self.run, self._upgrade, savepoint.polls)
-        log = stream_log(config.current)
+        log = stream_log(config.current, config.project)
         plans = {name: make_plan(project.view(name)) for name in self.views}
         database = open_database(config.online_store)
         try:

@@ -18,7 +18,12 @@ from typing import Any, Final
 from tidemill.features.contract import TIME_MAX
 from tidemill.features.errors import StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.recovery.handoff import Handoff, StreamRun, request_hash
+from tidemill.pipelines.recovery.handoff import (
+    Handoff,
+    StreamRun,
+    columns_of,
+    request_hash,
+)
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.savepoints import Savepoint
 from tidemill.pipelines.recovery.store_fills import cuts_of
@@ -197,6 +202,7 @@ def _run(
         polls=savepoint.polls,
         upgraded_from=config.current.stream,
         fill_cuts={**kept, **rebuild.cuts},
+        columns=columns_of(project),
     )
 
 

@@ -166,7 +166,7 @@ def _stopped_at(config: Configuration, run: StreamRun) -> tuple[Any, Handoff]:
         )
     for path, what in changed_files(folder, savepoint):
         raise StateMismatch(f"{path} {what}; restore the folder from a copy")
-    check_log(folder, savepoint, stream_log(current), savepoint.positions)
+    check_log(folder, savepoint, stream_log(current, config.project), savepoint.positions)
     if _was_killed(config) and DeliveryRecord.read(current.stream_folder) is not None:
         raise StateMismatch(
             f"the stream in {current.root} was killed, and has written to topics what no savepoint "

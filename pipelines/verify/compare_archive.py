@@ -20,9 +20,15 @@ from tidemill.pipelines.archive.manifest import (
     ArchiveManifest,
     SourceArchive,
 )
-from tidemill.pipelines.archive.parquet_files import archive_rows, fault_of, read_file
+from tidemill.pipelines.archive.parquet_files import (
+    archive_rows,
+    archive_schema,
+    fault_of,
+    read_file,
+)
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.live_rows import LiveRows, find_live_rows
+from tidemill.pipelines.io.log import conformed
 from tidemill.pipelines.run.progress import Progress, StageProgress
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 
@@ -171,8 +177,9 @@ def _compare_rows(
             stop = min(at + found.num_rows, file.stop)
             batches = live.batches(name, file.partition, at, stop)
             parts = [archive_rows(definition, file.partition, rows) for rows, _ in batches]
-            right = pa.Table.from_batches(parts, found.schema)
-            if not pa.Table.from_batches([found]).equals(right):
+            right = pa.Table.from_batches(parts, archive_schema(definition))
+            # A file that was written before a column was there has none of its values.
+            if not pa.Table.from_batches([conformed(found, definition.schema)]).equals(right):
                 break
             at = stop
     except (DamagedFile, pa.ArrowInvalid) as error:

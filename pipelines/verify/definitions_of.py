@@ -55,7 +55,7 @@ def _begins_with_these(
             continue
         if view.stream.name not in run.positions or "mark_before" not in release:
             continue
-        frontier = begin_frontier(stream_log(stream), project, view, run.as_of_us)
+        frontier = begin_frontier(stream_log(stream, project), project, view, run.as_of_us)
         key = OperatorKey(view.name, view.hash, release["shard"], config.shards)
         positions = [*run.positions[view.stream.name], *asked]
         if first_mark(key, positions, frontier).hex() == release["mark_before"]:

@@ -118,7 +118,7 @@ class DueRequests:
     def __init__(self, config: Configuration, run: StreamRun) -> None:
         self._config, self._run, self._project = config, run, config.project
         self._request = config.project.request
-        self._log = stream_log(config.current)
+        self._log = stream_log(config.current, config.project)
         self._live = LiveLog(config.current.folder / LIVE, config.project)
         self._topics = self._live.topics()
         begun = watermarks_at(self._log, self._project, run.as_of_us)

@@ -97,7 +97,7 @@ def published_operators(config: Configuration, check: RowCheck) -> Iterator[Shar
             continue
         # A frontier follows from the end of the rows that were applied (`find_later`).
         frontier, end_us = max(known), config.splits.stream_until_us
-        log = stream_log(config.current)
+        log = stream_log(config.current, config.project)
         as_of_us = instant_reaching(log, project, {view: frontier}, end_us)
         later = Later(end_us, frontier) if as_of_us is None else Later(as_of_us, TIME_MIN)
         yield from later_operators(config, build / paths.STATES, later, [view])

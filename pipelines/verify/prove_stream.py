@@ -23,6 +23,7 @@ from tidemill.pipelines.io.log import PARTITION, POSITION, forgotten_rows
 from tidemill.pipelines.publish.offline_history import log_shard
 from tidemill.pipelines.recovery.handoff import (
     StreamRun,
+    columns_of,
     cut_digests,
     last_states,
     request_hash,
@@ -312,7 +313,7 @@ def _applied(
 
 def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> None:
     """Compare the record of a stream with its build and its log."""
-    current, log = config.current, stream_log(config.current)
+    current, log = config.current, stream_log(config.current, config.project)
     partitions = source_partitions(log, config.project)
     _, positions = parts_before(log, config.project, partitions, run.as_of_us)
     expected: dict[str, Any] = {
@@ -326,6 +327,8 @@ def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> Non
         expected["shards"] = config.shards
     if run.request is not None:
         expected["request"] = request_hash(config.project.request)
+    if run.columns is not None:
+        expected["columns"] = columns_of(config.project)
     manifest = BuildManifest.read(current.build_folder)
     if manifest.as_of_us == run.as_of_us and run.upgraded_from is None:
         expected["began"] = manifest.handoff
@@ -401,7 +404,7 @@ def _compare_files(
 
 def _log_history(config: Configuration, run: StreamRun, offline: Path) -> None:
     """Write the offline logs again up to where a stream begins."""
-    log, began = stream_log(config.current), began_at(config, run)
+    log, began = stream_log(config.current, config.project), began_at(config, run)
     for view in config.project.views:
         target = OfflineLog.of(offline, view)
         for shard, frontier_us in enumerate(began[view.name]):

@@ -22,7 +22,8 @@ from tidemill.pipelines.ingest.build_topics import TOPICS, read_topics
 from tidemill.pipelines.ingest.read_source import read_log
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
-from tidemill.pipelines.io.log import PARTITION, POSITION, Log, log_schema
+from tidemill.pipelines.io.log import PARTITION, POSITION, Log, declared_columns, log_schema
+from tidemill.pipelines.io.log_rows import conformed_table, with_columns
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.source_history import History, SourceHistory
@@ -39,10 +40,11 @@ def read_history(config: Configuration, names: Sequence[str], progress: Progress
     with progress.stage("read the original history", len(names), "sources") as stage:
         for name in names:
             stage.note(name)
-            found = read_log(config, name)
             definition = config.project.definition(name)
-            # Leave out partitions of repaired records that are not in the log yet.
             log = Log(config.current.build_folder)
+            # The build has read no column of the files that its version did not declare.
+            found = read_log(config, name, with_columns(definition, log.columns(name)))
+            # Leave out partitions of repaired records that are not in the log yet.
             logged, topic = log.lengths(name), read_topics(log.root).get(name)
             of_files = len(logged) - (0 if topic is None else len(topic.offsets))
             parts = [
@@ -52,6 +54,7 @@ def read_history(config: Configuration, names: Sequence[str], progress: Progress
             read = 0
             for partition in range(of_files, len(logged)):
                 rows = _live_rows(config, live, name, partition, of_files, log)
+                rows = conformed_table(rows, definition.schema)
                 parts.append(_numbered(rows.slice(0, logged[partition]), partition))
                 read += len(parts[-1])
             counts = found.counts + Counts(read=read, kept=read)
@@ -77,6 +80,7 @@ def with_live_rows(config: Configuration, history: History) -> History:
         parts = []
         for partition in range(first, source.partitions):
             rows = _live_rows(config, live, name, partition, first, build)
+            rows = conformed_table(rows, source.definition.schema)
             parts.append(_numbered(rows.slice(logged[partition]), partition))
         read = sum(map(len, parts))
         rows = _concat(source.definition, [source.rows, *parts])
@@ -123,7 +127,7 @@ def _live_rows(
     if live is None:
         return build.read(name, partition)
     sealed = live.sealed().positions[name][partition - first]
-    return stream_log(config.current).read(name, partition).slice(0, sealed)
+    return stream_log(config.current, config.project).read(name, partition).slice(0, sealed)
 
 
 def _numbered(rows: pa.Table, partition: int) -> pa.Table:
@@ -132,7 +136,7 @@ def _numbered(rows: pa.Table, partition: int) -> pa.Table:
 
 def logged_history(build: Path, project: Project) -> History:
     """Return the history as the log holds it: faster to read than the raw files, but no proof."""
-    log = Log(build)
+    log = Log(build, declared=declared_columns(project))
     sources = {}
     for name in (project.request.name, *(stream.name for stream in project.streams)):
         rows = log.read(name)
@@ -149,6 +153,7 @@ def _placed(
     definition: EventStream | Request, partition: int, rows: pa.Table, received_us: Int64Array
 ) -> pa.Table:
     """Add partition and position to the rows of a partition."""
+    rows = conformed_table(rows, definition.schema)
     return pa.table(
         [
             *(rows.column(name) for name in definition.schema),

@@ -82,11 +82,13 @@ def find_origins(config: Configuration, streams: Sequence[Current]) -> dict[str,
                 published.setdefault(view, Origin(stream, True, stream.generation))
     if not streams and not any(marks.values()):
         return {}
-    for stream in streams:
+    folders = {stream.stream_folder for stream in streams}
+    for stream in (*streams, config.current):
         run = StreamRun.read(stream.stream_folder)
-        if run is None or run.ended:
+        if run is None or run.ended or not (stream.stream_folder in folders or run.upgraded_from):
             continue
-        # One that was killed may have published what it has not recorded.
+        # One that was killed may have published what it has not recorded, and one that goes on
+        # with another stream (`pipelines.upgrade`) has rows before it has released anything.
         for definition in config.project.views:
             fill = by_view[definition.name]
             begun = fill.generation == stream.generation

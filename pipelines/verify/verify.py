@@ -91,6 +91,15 @@ def _verify(
     began = time.perf_counter()
     streams = released_streams(config.current)
     origins, sampling = find_origins(config, streams), Sampling(sample, deadline_s)
+    if waiting := sorted(
+        view
+        for view, origin in origins.items()
+        if origin.is_of_stream and streams and origin.current == config.current != streams[0]
+    ):
+        progress.say(
+            f"the rows of {', '.join(waiting)} in the online store are proven once the stream has "
+            "gone on: `tidemill upgrade` has made them, and it has not released anything since"
+        )
     witnesses, everything, earlier = Witnesses(progress), Findings(), []
     build = prove_build(config, streams, progress, witnesses)
     figures, of_requests = nothing_streamed(config), Findings()

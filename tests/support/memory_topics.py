@@ -281,6 +281,7 @@ class TopicProject:
     savepoint_every_us: int = 10 * SECOND
     quiet_us: int = 2 * SECOND
     joiners: int = 1
+    project: Project = PROJECT
 
     @classmethod
     def of_now(
@@ -401,7 +402,7 @@ class TopicProject:
         found = Configuration(
             path=self.folder / "tidemill.yaml",
             project_name="project:project",
-            project=PROJECT,
+            project=self.project,
             root=self.folder / "run",
             shards=2,
             sources=sources,
@@ -420,13 +421,13 @@ class TopicProject:
     @property
     def live(self) -> LiveLog:
         """The live log of the current generation."""
-        return LiveLog(self.config().current.folder / LIVE, PROJECT)
+        return LiveLog(self.config().current.folder / LIVE, self.project)
 
     def read(self, steps: int = 1, seconds: float = 1.0, *, seals: bool = True) -> int:
         """Read the topics as a stream does, step by step; return the instant of the last poll."""
         config = self.config()
         current = config.current
-        log, live = stream_log(current), self.live
+        log, live = stream_log(current, self.project), self.live
         built = read_topics(current.build_folder)
         live.begin(
             {

@@ -213,13 +213,14 @@ def _source(log: Log, definition: EventStream | Request) -> tuple[SourceHistory,
     """Read the log of a source: the rows that the current definitions accept, and the others."""
     logged = log.read(definition.name)
     for name in definition.schema:
-        if name not in logged.column_names:
+        if name not in logged.column_names and name not in definition.optional:
             raise InputError(
                 f"the log of {definition.name!r} in {log.root} has no column {name!r} "
                 f"({nearest(name, logged.column_names)}): the run was made before it was declared; "
                 "compare with a run that has it"
             )
-    rows = one_batch(logged.select(list(definition.schema)))
+    known = [name for name in definition.schema if name in logged.column_names]
+    rows = one_batch(logged.select(known))
     found = validate(definition, rows)
     places = one_batch(logged.select([POSITION, RECEIVED, PARTITION])).take(pa.array(found.kept))
     table = pa.table(

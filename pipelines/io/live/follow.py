@@ -29,7 +29,7 @@ from tidemill.pipelines.io.cuts import Cut
 from tidemill.pipelines.io.live.live_log import LiveLog
 from tidemill.pipelines.io.live.live_polls import LivePolls
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
-from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.log import Log, declared_columns
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.io.poll_source import AHEAD_POLLS, SendPolls, sent_polls
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
@@ -135,7 +135,7 @@ class LoggedPolls:
         if self._sealed is None:
             self._sealed = LivePolls(
                 options.project,
-                Log(options.build, options.live),
+                Log(options.build, options.live, declared_columns(options.project)),
                 self._live,
                 start_us=options.as_of_us,
                 stop_us=TIME_MAX,

@@ -100,6 +100,8 @@ class LiveReader:
         seconds: A clock that never steps back, in seconds.
         mended: Where mended messages come from; None for none.
         say: Is told of a flood of rejected rows, and of new partitions.
+        max_rejected: Returns which share of a source's rows may be rejected now; None for the one
+            that the source has.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class LiveReader:
         seconds: Callable[[], float] = time.monotonic,
         mended: MendedMessages | None = None,
         say: Callable[[str], None] = _log.warning,
+        max_rejected: Callable[[str], float] | None = None,
     ) -> None:
         self._sources = {source.definition.name: source for source in sources}
         self._order, self._log = tuple(order), log
@@ -134,6 +137,7 @@ class LiveReader:
         self._newest_us = {
             source.definition.name: TIME_MIN for source in sources if source.clock == "messages"
         }
+        self._max_rejected = max_rejected or (lambda name: self._sources[name].max_rejected)
         self._beat_s = self._checked_s = self._counted_s = self._mended_s = -math.inf
         self._held_s = -math.inf
         self._unsaid = False
@@ -328,7 +332,7 @@ class LiveReader:
                 before_us = lowest_us.get(messages.partition, TIME_MAX)
                 lowest_us[messages.partition] = min(before_us, found_us)
             records = rejected.concat(one.records for one in found) if found else None
-            self._floods.note(name, source.max_rejected, len(decoded), records, now_s)
+            self._floods.note(name, self._max_rejected(name), len(decoded), records, now_s)
             refused += found
         if name in self._newest_us:
             # A producer whose clock is wrong does not move that of the others.

@@ -21,7 +21,7 @@ from tidemill.pipelines.io.live.live_records import POLLS, Sealed
 from tidemill.pipelines.io.live.poll_files import CUTS, LOST, MENDED, REJECTED, numbered
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.live.sealed_polls import SealedPolls
-from tidemill.pipelines.io.log import ROWS, Log, log_schema
+from tidemill.pipelines.io.log import ROWS, Log, conformed, declared_columns, log_schema
 from tidemill.pipelines.io.log_digests import BLOCK_ROWS
 from tidemill.pipelines.io.log_files import write_log_file
 
@@ -50,8 +50,9 @@ def seal_polls(
         lambda poll: until is None or poll.number <= until,
         polls.read(after=sealed.number),
     )
+    log = Log(build, live.folder, declared_columns(project))
     for piece in _in_pieces(unsealed, before_us):
-        sealed = _seal(piece, live, project, sealed, Log(build, live.folder))
+        sealed = _seal(piece, live, project, sealed, log)
         live.write_sealed(sealed)
         polls.remove_before(sealed.number)
     return sealed
@@ -103,7 +104,8 @@ def _add_rows(
         )
     parts = [*([log.read_span(definition.name, partition, first, at)] if at > first else ())]
     names = log_schema(definition).names
-    parts += [batch.select(names) for batch in fresh]
+    # Polls of an earlier version of the project have the columns of that one.
+    parts += [conformed(batch, definition.schema).select(names) for batch in fresh]
     rows = pa.concat_batches(parts)
     path = folder / ROWS / definition.name / f"{partition:05d}-{first:012d}.arrow"
     with write_log_file(path, definition, rows.num_rows, first=first, durable=True) as writer:

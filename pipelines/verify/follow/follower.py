@@ -117,7 +117,9 @@ class Follower:
             is_exact=self._base.exact,
         )
         self._releases: dict[tuple[str, int, int], tuple[int, tuple[int, ...]]] = {}
-        self._partitions = source_partitions(stream_log(self._current), self._project)
+        self._partitions = source_partitions(
+            stream_log(self._current, self._project), self._project
+        )
         self._kept = KeptAnswers(self._project, self._partitions)
         self._online = None
         if database is not None:
@@ -140,7 +142,7 @@ class Follower:
         """Check that the log is the one whose first rows were proven."""
         if not self.record.digests:
             return
-        log, reread = stream_log(self._current), self.record.reread
+        log, reread = stream_log(self._current, self._project), self.record.reread
         for name, digest in self.record.digests.items():
             if log.prefix_digest(name, reread["proven"][name]) != digest:
                 raise StateMismatch(
@@ -174,11 +176,11 @@ class Follower:
         self._rows = ViewRows(self._project, self._partitions, self.share)
         positions = self._positions()
         frontiers = self._frontiers()
-        self._rows.load(stream_log(self._current), positions, frontiers)
+        self._rows.load(stream_log(self._current, self._project), positions, frontiers)
         request = self._project.request
         waiting = [tuple(one) for one in reread.get("waiting", self._carried())]
         self._asked = WaitingRequests(
-            request, positions[request.name], waiting, stream_log(self._current)
+            request, positions[request.name], waiting, stream_log(self._current, self._project)
         )
         while self._segment < self.record.segment:
             if self._round(is_counted=False) is None:
@@ -252,7 +254,7 @@ class Follower:
         since = self._frontiers()
         wanted = {} if self._online is None else {one.mark for one in self._online.pending}
         known = self._take_releases(releases, set(wanted), findings)
-        positions, log = self._positions(), stream_log(self._current)
+        positions, log = self._positions(), stream_log(self._current, self._project)
         came = self._rows.read(log, positions)
         counts, served = self._compare(segments, releases, positions, differences, findings)
         values = ViewValues(self._config, self._rows, self._evidence(), self.share)
@@ -363,7 +365,9 @@ class Follower:
         evidence, counts = self._evidence(), Compared()
         values = ViewValues(self._config, self._rows, evidence, self.share)
         name = self._project.request.name
-        asked = self._asked.take(stream_log(self._current), positions[name], self._asked_until)
+        asked = self._asked.take(
+            stream_log(self._current, self._project), positions[name], self._asked_until
+        )
         asked = asked.filter(pa.array(~forgotten_rows(self._project.request, asked)))
         of_requests = Findings().forget_details(
             (LOST, id, "", "") for id in self.record.lost_requests
@@ -462,7 +466,7 @@ class Follower:
         """
         began, findings, differences = time.monotonic(), Findings(), _differences()
         counts: dict[str, int] = {}
-        log = stream_log(self._current)
+        log = stream_log(self._current, self._project)
         self._rows.check_again(log)
         if self._online is not None:
             counts = self._compare_store({}, differences, findings)

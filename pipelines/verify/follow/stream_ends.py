@@ -80,7 +80,7 @@ class StreamEnds:
         """
         if self._live is None:
             return None
-        log, project = stream_log(self._config.current), self._config.project
+        log, project = stream_log(self._config.current, self._config.project), self._config.project
         before = self._before - self._run.polls
         names = [*(stream.name for stream in project.streams), project.request.name]
         return poll_ends(

@@ -111,6 +111,7 @@ def test_help_lists_the_commands_in_the_order_of_use(capsys: pytest.CaptureFixtu
         "train",
         "stream",
         "upgrade",
+        "reload",
         "status",
         "republish",
         "verify",

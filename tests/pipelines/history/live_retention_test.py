@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from tests.support.killed_fork import killed_at, steps_of
-from tests.support.memory_topics import NAMES, MemoryTopics, TopicProject
+from tests.support.memory_topics import NAMES, PROJECT, MemoryTopics, TopicProject
 from tidemill.features.contract import HOUR, MINUTE
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.forget import forget
@@ -84,7 +84,7 @@ def keeping(project: TopicProject, keep_us: int) -> Configuration:
 
 
 def rows_of(project: TopicProject) -> dict[tuple[str, int], pa.Table]:
-    found = stream_log(project.current)
+    found = stream_log(project.current, PROJECT)
     return {
         (name, partition): found.read(name, partition)
         for name in NAMES

@@ -243,7 +243,7 @@ def test_corrections_take_over_the_live_rows_of_the_generation_that_has_read_the
     proven(project)
     take_over(third, PROJECT, log, topics)
     assert project.live.sealed() == former.sealed()
-    assert stream_log(third).lengths("payments")[1] == len(project.rows["payments"][1])
+    assert stream_log(third, PROJECT).lengths("payments")[1] == len(project.rows["payments"][1])
     project.send(project.now_us + 2 * MINUTE, steps=3)
     project.until_us = project.read()
     built(project)

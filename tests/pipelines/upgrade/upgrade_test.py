@@ -17,6 +17,7 @@ import pytest
 from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
+from tests.support.redis_server import running
 from tests.support.topics import committed
 from tidemill.features.contract import ReadStatus
 from tidemill.pipelines.config.configuration import load
@@ -146,10 +147,28 @@ def answers_of(count: int) -> list[int]:
     return sorted(range(count), key=str)
 
 
+@contextmanager
+def store_of(project: LiveProject, store: str) -> Iterator[None]:
+    """Let features go to a store while the block runs."""
+    if store == "sqlite":
+        yield
+        return
+    with running(project.folder.parent / "redis") as server:
+        redis = f"{{type: redis, host: {server.place.host}, port: {server.port}}}"
+        edit(project, ("{type: sqlite, path: online.db}", redis), name="tidemill.yaml")
+        yield
+
+
+@pytest.mark.parametrize("store", ["sqlite", "redis"])
 def test_a_killed_upgrade_leaves_one_of_the_versions_whole(
-    tmp_path: Path, broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, broker: TestBroker, store: str
 ) -> None:
     project = LiveProject(tmp_path / "project", broker, savepoint_every="2s")
+    with store_of(project, store):
+        kill_upgrades(project)
+
+
+def kill_upgrades(project: LiveProject) -> None:
     project.run("backfill", "--publish")
     project.produce(40, 10)
     with project.streaming() as process:
@@ -187,6 +206,69 @@ def test_a_killed_upgrade_leaves_one_of_the_versions_whole(
         project.wait_for(4, process)
         project.drain(process)
     assert project.verify()
+
+
+GROWN = (
+    ('"amount": "float64",', '"amount": "float64", "tip": "float64",'),
+    ('transport=["sent_at"],', 'transport=["sent_at"], optional=["tip"],'),
+)
+TIPS = """
+by_tip = FeatureView(
+    "by_tip", entity=card, stream=payments, hop="1m",
+    features={
+        "tips_1h": sum(col("tip"), over="1h"),
+        "tipped_1h": count(over="1h", where=col("tip") > 1),
+    },
+)
+"""
+
+
+def test_a_stream_takes_over_from_another_in_one_command_on_redis(
+    tmp_path: Path, broker: TestBroker
+) -> None:
+    """The new version declares a column that producers begin to send."""
+    project = LiveProject(tmp_path / "project", broker, savepoint_every="2s", sinks=True)
+    first_version = (project.folder / "project.py").read_text()
+    with store_of(project, "redis"):
+        project.run("backfill", "--publish")
+        project.produce(60, 20)
+        with project.streaming() as process:
+            project.wait_for(10, process)
+            wait(lambda: has_savepoint(project))
+            with reading(project, "by_card") as statuses:
+                edit(
+                    project, *GROWN, ("checks = Request(", f"{TIPS}\nchecks = Request("),
+                    ("views=[by_card]", "views=[by_card, by_tip]"),
+                )  # fmt: skip
+                plan = project.run("upgrade", "--plan")
+                assert fates(plan) == {"by_card": "kept", "by_tip": "added"}
+                assert re.search(r"source payments +changed .*'tip' \(float64\) is new", plan)
+                with project.streaming("--upgrade") as upgraded:
+                    assert process.wait(timeout=120) == 0
+                    project.produce(20, 20)
+                    project.send_raw("payments", tipped(project))
+                    project.produce(10, 10)
+                    wait(lambda: answers(project) == {f"checks-{n}" for n in range(50)})
+                    project.drain(upgraded)
+            assert set(statuses) <= {ReadStatus.PRESENT, ReadStatus.NOT_FOUND}
+        assert project.verify()
+        assert any(row["by_tip__tipped_1h"] for row in project.predictions())
+        # The version before is refused by name, although it has lost no view that it knows.
+        (project.folder / "project.py").write_text(first_version)
+        with project.streaming("--upgrade") as process:
+            assert process.wait(timeout=120) == 1
+        assert "column 'tip' is in its log and no longer declared" in project.log()
+
+
+def tipped(project: LiveProject) -> list[bytes]:
+    rows = [project.row_of_now("payments", f"tipped-{n}") | {"tip": 2.5} for n in range(40)]
+    return [json.dumps(row).encode() for row in rows]
+
+
+def answers(project: LiveProject) -> set[str]:
+    return {
+        json.loads(message.value)["request_id"] for message in committed(project, "predictions")
+    }
 
 
 def killed_at(project: LiveProject, of: object, name: str) -> None:
