@@ -89,7 +89,10 @@ setup(
         "gcp": ["apache-beam[gcp]>=2.77,<2.78"],
     },
     entry_points={
-        "console_scripts": ["tidemill = tidemill.pipelines.commands.cli:main"],
+        "console_scripts": [
+            "tidemill = tidemill.pipelines.commands.cli:main",
+            "tidemill-worker = tidemill.pipelines.engines.worker_boot:main",
+        ],
         "tidemill.projects": ["flights = tidemill.examples.flights"],
     },
 )

@@ -393,15 +393,19 @@ class PrismFailed(EngineError):
 
 
 class ClusterUnreachable(EngineError):
-    """A process of the Flink cluster that a stream is to run on does not answer."""
+    """A process of the Flink cluster that a job is to run on does not answer."""
 
 
 class EngineLost(EngineError):
-    """A process of the engine was lost, and the job with it; its state is that of a savepoint."""
+    """A process of the engine was lost, and the job with it; a stream has its savepoint."""
 
 
 class WorkerLacksModule(EngineError):
     """A worker cannot import the project."""
+
+
+class WorkerNotStarted(EngineError):
+    """The command that is to start a worker of a job has failed."""
 
 
 class WorkerCodeDiffers(EngineError):

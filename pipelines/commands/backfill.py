@@ -14,6 +14,7 @@ from tidemill.pipelines.commands import options, stages
     "--publish", is_flag=True, help="Fill the online store and the offline log from history, too."
 )
 @options.batch_engine
+@options.beam_flags
 @options.wait
 @options.opened
 def backfill(
@@ -23,8 +24,12 @@ def backfill(
     publish: bool,
     engine: str | None,
     wait: bool,
+    beam_flags: tuple[str, ...],
 ) -> None:
-    """Compute the features of every past request, and the state from which the stream starts."""
+    """Compute the features of every past request, and the state from which the stream starts.
+
+    With --engine flink, flags of Beam may follow after --, such as -- --parallelism=2.
+    """
     config = stages.load(config_path, root)
     from tidemill.pipelines.history import backfill as stage
     from tidemill.pipelines.run.run_record import remember
@@ -34,5 +39,7 @@ def backfill(
     stages.run_stage(
         "backfill",
         config.root,
-        lambda: stage.backfill(config, progress, publish, wait, engine=engine),
+        lambda: stage.backfill(
+            config, progress, publish, wait, engine=engine, beam_flags=beam_flags
+        ),
     )

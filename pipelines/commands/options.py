@@ -41,6 +41,9 @@ engine_here = click.option(
 batch_engine = click.option(
     "--engine", type=click.Choice(BATCH_ENGINES), help="Beam engine; results do not depend on it."
 )
+beam_flags = click.argument(
+    "beam_flags", metavar="[-- BEAM_FLAGS...]", nargs=-1, type=click.UNPROCESSED
+)
 translate = click.option(
     "--translate",
     metavar="DIR",

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 )
 @options.translate
 @options.replaces
-@click.argument("beam_flags", metavar="[-- BEAM_FLAGS...]", nargs=-1, type=click.UNPROCESSED)
+@options.beam_flags
 @options.wait
 @options.opened
 def stream(

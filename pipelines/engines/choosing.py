@@ -21,7 +21,8 @@ engine       unbounded sources      event-time timers, windows        needs
 ``bundle``   refused                TestStream only                   nothing
 ===========  =====================  ================================  ==========================
 
-Streams run through `pipelines.engines.stream_job`, which also knows Flink.
+Streams run through `pipelines.engines.stream_job`, and what is in batch through
+`pipelines.engines.batch_jobs`; both also know Flink.
 """
 
 from __future__ import annotations
@@ -201,12 +202,12 @@ def choose_engine(
         )
     engine = Engine(requested)
     if engine is Engine.FLINK:
-        if not streaming:
-            raise UnknownEngine("the engine 'flink' runs streams only: choose 'fnapi'")
-        place = read_flags(flags)
+        place = read_flags(flags, streaming=streaming)
         why = f"Flink, as requested ({place.url}, parallelism {place.parallelism})"
         return EngineChoice(engine, why, streaming, flink=place)
     if engine is Engine.DATAFLOW:
+        if not streaming:
+            raise UnknownEngine("the engine 'dataflow' translates streams only: choose 'fnapi'")
         found = dataflow_flags.read_flags(flags)
         why = f"Dataflow, as requested (project {found.project}, {found.region})"
         return EngineChoice(engine, why, streaming, dataflow=found)
@@ -246,7 +247,7 @@ def make_runner(choice: EngineChoice) -> PipelineRunner:
     """Make the Beam runner of a choice.
 
     Args:
-        choice: From `choose_engine`; not Flink, whose runner a stream's job makes.
+        choice: From `choose_engine`; not Flink, whose runner is `flink_run.flink_runner`.
 
     Returns:
         A runner for ``beam.Pipeline(runner=...)``. A Prism runner starts a process for each run

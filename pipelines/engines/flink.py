@@ -1,13 +1,14 @@
-"""Flink: a job on a session cluster, whose workers are processes of their own.
+"""Flink: where its jobs run, and with which flags of Beam; their workers are other processes.
 
-The promises:
+The promises, which `pipelines.engines.flink_run` keeps:
 
 * A job that loses a process fails, and is never restarted by Flink: the states of its stages would
   come from a checkpoint or from nowhere, while stores, files and topics have what came after it. So
   restarts and checkpoints of Flink are off, and a stream that loses its job resubmits it with the
   states of its own savepoint (`pipelines.stream_run.stream`).
-* A job never ends by itself: its source stays, since Flink forgets the states of a source that has
-  ended. The program that submitted it looks at what is written, and cancels it when all is.
+* The job of a stream never ends by itself: its source stays, since Flink forgets the states of a
+  source that has ended. The program that submitted it looks at what is written, and cancels it when
+  all is. A job in batch ends by itself, and is run again from its beginning if it is lost.
 * When a job was ended (`pipelines.engines.flink_jobs`), no worker of it is left.
 * A job whose worker has ended is lost, though Flink may not know: Beam's runner does not notice the
   end of a worker in all states of a bundle, and such a job would run for ever and do nothing.
@@ -16,24 +17,19 @@ The promises:
 
 from __future__ import annotations
 
-import json
-import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from tidemill.features.errors import ClusterUnreachable, EngineLost, WrongBeamFlag
-from tidemill.pipelines.engines.flink_jobs import (
-    ENDED,
-    RUNNING,
-    Job,
-    find_jobs,
-    record_job,
-    why_failed,
-    workers_here,
+from tidemill.features.errors import ClusterUnreachable, WrongBeamFlag
+from tidemill.pipelines.engines.flink_workers import (
+    COMMAND,
+    POOL,
+    WorkerCommand,
+    read_command,
+    worker_options,
 )
 from tidemill.pipelines.engines.user_flags import check_form, flag_parser, parse_flags
 from tidemill.pipelines.engines.worker_code import WorkerCode
@@ -41,21 +37,11 @@ from tidemill.pipelines.servers.flink_cluster import ask_rest
 from tidemill.pipelines.servers.flink_settings import FlinkPorts
 from tidemill.pipelines.servers.kafka_settings import HOST
 
-if TYPE_CHECKING:
-    from apache_beam import Pipeline
-    from apache_beam.runners.portability.portable_runner import PipelineResult, PortableRunner
-
 _PORTS: Final = FlinkPorts()
 _BUNDLE_MS: Final = 5
+_ENVIRONMENT_MS: Final = 10_000
+"""So long a job in batch keeps a worker that has no task, such as until its next step begins."""
 _ANSWER_S: Final = 5.0
-_READY_S: Final = 60.0
-_SUBMITTED_S: Final = 300.0
-_SILENT_S: Final = 15.0
-_FAILS_S: Final = 5.0
-"""So long after the end of a worker its job may begin to fail by itself, with the reason."""
-_ENDS_S: Final = 60.0
-"""So long it may then take until it has failed."""
-_LOOK_S: Final = 0.05
 _ASK_S: Final = 0.5
 _UP: Final = "start a cluster with `tidemill up --flink`, or name another one"
 
@@ -69,8 +55,14 @@ _REFUSED: Final = {
     "shutdown_sources_after_idle_ms": "it would end the source, and with it the states",
     "flink_submit_uber_jar": "jobs are submitted through the job server",
 }
-
-_log: Final = logging.getLogger(__name__)
+_REFUSED_IN_BATCH: Final = {
+    "runner": _REFUSED["runner"],
+    "streaming": "what is in batch is no stream",
+    "job_name": "it tells the jobs of one command apart",
+    "number_of_execution_retries": "a job that was lost is run again from its beginning",
+    "savepoint_path": "a job in batch has no savepoint",
+    "flink_submit_uber_jar": _REFUSED["flink_submit_uber_jar"],
+}
 
 
 @dataclass(frozen=True)
@@ -80,9 +72,10 @@ class FlinkPlace:
     Attributes:
         rest: ``HOST:PORT`` of the JobManager's REST interface.
         job_server: ``HOST:PORT`` of Beam's job server.
-        workers: ``HOST:PORT`` of the worker pool.
+        workers: ``HOST:PORT`` of the worker pool; unused with a command.
         parallelism: How many subtasks, and workers, a job has.
         flags: Beam's flags that the user has given and that nothing here reads.
+        command: The command with which TaskManagers start workers; None for the pool.
     """
 
     rest: str = f"{HOST}:{_PORTS.rest}"
@@ -90,6 +83,7 @@ class FlinkPlace:
     workers: str = f"{HOST}:{_PORTS.workers}"
     parallelism: int = 1
     flags: tuple[str, ...] = ()
+    command: WorkerCommand | None = None
 
     @property
     def url(self) -> str:
@@ -97,36 +91,39 @@ class FlinkPlace:
         return f"http://{self.rest}"
 
 
-def read_flags(flags: Sequence[str]) -> FlinkPlace:
+def read_flags(flags: Sequence[str], *, streaming: bool = True) -> FlinkPlace:
     """Read the Beam flags of a user.
 
     Args:
         flags: As on the command line, such as ``--parallelism=2``.
+        streaming: Whether the job is that of a stream.
 
     Raises:
-        WrongBeamFlag: One would break what a stream promises, or is no flag.
+        WrongBeamFlag: One would break what is promised, or is no flag.
     """
     default = FlinkPlace()
     parser = flag_parser()
     parser.add_argument("--flink_master", default=default.rest)
     parser.add_argument("--job_endpoint", default=default.job_server)
-    parser.add_argument("--environment_type", default="EXTERNAL")
-    parser.add_argument("--environment_config", default=default.workers)
+    parser.add_argument("--environment_type", default=POOL)
+    parser.add_argument("--environment_config")
     parser.add_argument("--parallelism", type=int, default=default.parallelism)
-    given, others = parse_flags(parser, flags, _REFUSED, "a stream sets {} itself")
-    if given.environment_type != "EXTERNAL":
+    refused = _REFUSED if streaming else _REFUSED_IN_BATCH
+    given, others = parse_flags(parser, flags, refused, "Tidemill sets {} itself")
+    workers, command = given.environment_config or default.workers, None
+    if given.environment_type == COMMAND:
+        workers, command = default.workers, read_command(given.environment_config)
+    elif given.environment_type != POOL:
         raise WrongBeamFlag(
             f"--environment_type={given.environment_type}: workers come from a pool that "
-            "`tidemill up --flink` starts (EXTERNAL), since its workers can be waited for; leave "
-            "it out"
+            f"`tidemill up --flink` starts ({POOL}), or TaskManagers start them by a command "
+            f"({COMMAND}), since these workers can be waited for; write one of the two"
         )
     if given.parallelism < 1:
         raise WrongBeamFlag(f"--parallelism={given.parallelism}: give 1 or more")
     check_form(others)
     rest = given.flink_master.removeprefix("http://").rstrip("/")
-    return FlinkPlace(
-        rest, given.job_endpoint, given.environment_config, given.parallelism, tuple(others)
-    )
+    return FlinkPlace(rest, given.job_endpoint, workers, given.parallelism, tuple(others), command)
 
 
 def flink_options(place: FlinkPlace, code: WorkerCode) -> list[str]:
@@ -134,17 +131,18 @@ def flink_options(place: FlinkPlace, code: WorkerCode) -> list[str]:
 
     Args:
         place: Where the job runs.
-        code: What its workers must have imported.
+        code: What its workers must have imported. Its attempt has begun.
     """
-    workers = {"url": place.workers, "params": code.params()}
+    times = f"--max_bundle_time_mills={_BUNDLE_MS}"
+    if code.ends:
+        times = f"--environment_cache_millis={_ENVIRONMENT_MS}"
     return [
         f"--job_endpoint={place.job_server}",
         f"--flink_master={place.rest}",
-        "--environment_type=EXTERNAL",
-        f"--environment_config={json.dumps(workers)}",
+        *worker_options(place.workers, place.command, code),
         f"--parallelism={place.parallelism}",
         f"--sdk_worker_parallelism={place.parallelism}",
-        f"--max_bundle_time_mills={_BUNDLE_MS}",
+        times,
         "--number_of_execution_retries=0",
         *place.flags,
     ]
@@ -181,169 +179,13 @@ def _problem(place: FlinkPlace) -> str | None:
             f"the job needs {place.parallelism}: start a TaskManager (`tidemill up --flink`), end "
             "other jobs, or lower --parallelism"
         )
-    for what, address, flag in (
-        ("job server of Beam", place.job_server, "job_endpoint"),
-        ("worker pool", place.workers, "environment_config"),
-    ):
+    servers = [("job server of Beam", place.job_server, "job_endpoint")]
+    if place.command is None:
+        servers.append(("worker pool", place.workers, "environment_config"))
+    for what, address, flag in servers:
         host, _, port = address.rpartition(":")
         try:
             socket.create_connection((host, int(port)), _ANSWER_S).close()
         except (OSError, ValueError) as error:
             return f"no {what} answers at {address} ({error}): {_UP} with `-- --{flag}=HOST:PORT`"
-    return None
-
-
-def flink_runner() -> PortableRunner:
-    """Return Beam's runner for a job."""
-    from apache_beam.runners.portability.portable_runner import PortableRunner
-
-    from tidemill.pipelines.engines.flink_result import FlinkResult
-
-    class FlinkRunner(PortableRunner):
-        """Submits a job; its result is one that `run` waits for."""
-
-        def run_portable_pipeline(self, pipeline: Any, options: Any) -> PipelineResult:
-            return FlinkResult(super().run_portable_pipeline(pipeline, options))
-
-    return FlinkRunner()
-
-
-class FlinkRun:
-    """A job that was submitted.
-
-    Args:
-        place: Where it runs.
-        code: That of this program.
-        name: The job's name.
-    """
-
-    def __init__(self, place: FlinkPlace, code: WorkerCode, name: str) -> None:
-        self._place, self._code, self._name = place, code, name
-        self._silent_since_s: float | None = None
-        self._dead_since_s: float | None = None
-
-    def submit(self, pipeline: Pipeline) -> PipelineResult:
-        """Submit a job.
-
-        Raises:
-            EngineLost: A process of the cluster was lost meanwhile.
-        """
-        from tidemill.pipelines.engines.flink_result import job_server_answers
-
-        try:
-            check_cluster(self._place, _READY_S)
-        except ClusterUnreachable as error:
-            raise EngineLost(f"the cluster was lost before it had the job: {error}") from error
-        record_job(self._code.attempt, self._place.url, self._name)
-        with job_server_answers():
-            result: Any = pipeline.run()
-        return result
-
-    def wait(self, result: Any, is_whole: Callable[[], bool]) -> None:
-        """Wait until all outputs of the job are written.
-
-        Args:
-            result: From `submit`.
-            is_whole: Tells whether they are; it may raise why they never will be.
-
-        Raises:
-            EngineLost: A process of the cluster was lost, and the job with it.
-            RuntimeError: A worker failed; the message holds its error.
-        """
-        asked_s, seen = 0.0, False
-        deadline_s = time.monotonic() + _SUBMITTED_S
-        while not is_whole():
-            time.sleep(_LOOK_S)
-            if time.monotonic() - asked_s < _ASK_S:
-                continue
-            asked_s = time.monotonic()
-            job = self._job()
-            if job is not None:
-                seen = True
-                if job.state in ENDED:
-                    raise self._failure(job)
-                self._check_workers(job)
-            elif self._silent_since_s is None and seen:
-                raise EngineLost(
-                    f"the JobManager at {self._place.url} does not know the job {self._name} any "
-                    "more: it was restarted"
-                )
-            elif self._silent_since_s is None:
-                result.check_submitted()
-                if time.monotonic() > deadline_s:
-                    raise EngineLost(
-                        f"the job {self._name} has not reached the JobManager within "
-                        f"{_SUBMITTED_S:.0f} s"
-                    )
-
-    def _job(self) -> Job | None:
-        jobs = find_jobs(self._place.url, self._name)
-        if jobs is None:
-            now = time.monotonic()
-            self._silent_since_s = self._silent_since_s or now
-            if now - self._silent_since_s > _SILENT_S:
-                raise EngineLost(
-                    f"the JobManager at {self._place.url} has not answered for {_SILENT_S:.0f} s"
-                )
-            return None
-        self._silent_since_s = None
-        return jobs[0] if jobs else None
-
-    def _check_workers(self, job: Job) -> None:
-        """Check that no worker has ended, and was not replaced, while the job goes on.
-
-        Raises:
-            EngineLost: One has.
-        """
-        alive, ended = workers_here(self._code.attempt)
-        if not ended or len(alive) >= self._place.parallelism:
-            self._dead_since_s = None
-            return
-        now = time.monotonic()
-        self._dead_since_s = self._dead_since_s or now
-        if now - self._dead_since_s > (_FAILS_S if job.state == RUNNING else _ENDS_S):
-            raise EngineLost(
-                f"a Python worker of the job {self._name} has ended (process {ended[-1].pid}), "
-                f"and Flink still calls the job {job.state}"
-            )
-
-    def _failure(self, job: Job) -> Exception:
-        text = why_failed(self._place.url, job)
-        said = worker_error(text)
-        if said is not None:
-            return RuntimeError(said)
-        _log.info("the job %s is %s:\n%s", self._name, job.state, text)
-        return EngineLost(f"the job {self._name} is {job.state}: {last_cause(text)}")
-
-
-_CAUSE: Final = "Caused by: "
-_OF_JAVA: Final = "\n\tat "
-_SAID: Final = ("Traceback (most recent call last)", "\ntidemill.features.errors.")
-
-
-def last_cause(text: str) -> str:
-    """Return what was lost, from the text of a job's exception.
-
-    Args:
-        text: The stack traces of Java; the first line says that Flink restarts nothing.
-    """
-    lines = [line for line in text.splitlines() if line.strip()]
-    causes = [line.removeprefix(_CAUSE) for line in lines if line.startswith(_CAUSE)]
-    return (causes[-1] if causes else next(iter(lines), "no reason is known"))[:600]
-
-
-def worker_error(text: str) -> str | None:
-    """Return what a worker has said is wrong, from the text of a job's exception.
-
-    Args:
-        text: The stack traces of Java, which hold it.
-
-    Returns:
-        Python's part of the text; None if no worker has said anything.
-    """
-    for cause in text.split(_CAUSE):
-        if any(said in cause for said in _SAID):
-            with suppress(ValueError):
-                cause = cause[: cause.index(_OF_JAVA)]
-            return cause.strip()
     return None

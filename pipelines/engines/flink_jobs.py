@@ -13,7 +13,8 @@ import shutil
 import socket
 import time
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -26,7 +27,8 @@ from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.files.file_errors import named_for
 
 RUNNING: Final = "RUNNING"
-ENDED: Final = frozenset({"FAILED", "CANCELED", "FINISHED", "SUSPENDED"})
+FINISHED: Final = "FINISHED"
+ENDED: Final = frozenset({"FAILED", "CANCELED", FINISHED, "SUSPENDED"})
 """The states that a job does not leave."""
 
 _ANSWER_S: Final = 10.0
@@ -88,14 +90,36 @@ def record_job(attempt: Attempt, rest: str, name: str) -> None:
     write_text(attempt.job, json.dumps({"rest": rest, "name": name}))
 
 
-def stop_job(attempt: Attempt) -> None:
+@contextmanager
+def attempted(folder: Path) -> Iterator[Attempt]:
+    """Begin an attempt; whatever happens in the block, no worker of it is left behind it.
+
+    Args:
+        folder: The folder of attempts.
+
+    Raises:
+        ServerNotStopped: A worker cannot be ended.
+    """
+    attempt = Attempt.below(folder)
+    with attempt.submitted():
+        try:
+            yield attempt
+        finally:
+            end_job(attempt)
+
+
+def stop_job(attempt: Attempt, patience_s: float = _EXIT_S) -> None:
     """Stop the job of an attempt, and wait until none of its workers is left.
+
+    Args:
+        attempt: The attempt.
+        patience_s: How long its workers may take to end by themselves; 0.0 kills them at once.
 
     Raises:
         ServerNotStopped: A worker cannot be ended.
     """
     _cancel(attempt)
-    deadline_s = time.monotonic() + _EXIT_S
+    deadline_s = time.monotonic() + patience_s
     while not attempt.close_if_unused():
         if time.monotonic() > deadline_s:
             _kill(attempt)
@@ -111,20 +135,38 @@ def end_job(attempt: Attempt) -> None:
     """
     stop_job(attempt)
     with named_for(attempt.folder):
-        shutil.rmtree(attempt.folder)
+        while attempt.folder.exists():
+            # Somebody else may remove it, too.
+            with suppress(FileNotFoundError):
+                shutil.rmtree(attempt.folder)
 
 
-def _cancel(attempt: Attempt) -> None:
+def ask_to_cancel(attempt: Attempt) -> None:
+    """Ask the cluster to cancel the job of an attempt, if it runs; do not wait for it."""
+    rest, name = _recorded(attempt)
+    for job in find_jobs(rest, name) or ():
+        if job.state not in ENDED:
+            cancel(rest, job)
+
+
+def _recorded(attempt: Attempt) -> tuple[str, str]:
+    """Return where the job of an attempt was submitted, and its name; empty if it was not."""
     try:
         found = json.loads(attempt.job.read_text(encoding="utf-8"))
-        rest, name = found["rest"], found["name"]
+        return found["rest"], found["name"]
     except FileNotFoundError:
-        return  # it was not submitted
+        return "", ""
     except (ValueError, KeyError) as error:
         raise DamagedState(
             f"{attempt.job} does not name a job ({error}); cancel it yourself, and remove "
             f"{attempt.folder}"
         ) from None
+
+
+def _cancel(attempt: Attempt) -> None:
+    rest, name = _recorded(attempt)
+    if not rest:
+        return
     deadline_s = time.monotonic() + _CANCEL_S
     while jobs := [job for job in find_jobs(rest, name) or () if job.state not in ENDED]:
         job = jobs[0]
@@ -139,7 +181,7 @@ def _cancel(attempt: Attempt) -> None:
 
 
 def workers_here(attempt: Attempt) -> tuple[list[RunningProcess], list[RunningProcess]]:
-    """Return the workers of an attempt on this machine: those that run, and those that ended."""
+    """Return the workers of an attempt on this machine: those that run, and the lost ones."""
     here = socket.gethostname()
     found = [
         RunningProcess(int(one["pid"]), str(one["started"]))
@@ -147,7 +189,8 @@ def workers_here(attempt: Attempt) -> tuple[list[RunningProcess], list[RunningPr
         if one["host"] == here
     ]
     alive = [worker for worker in found if worker.is_alive()]
-    return alive, [worker for worker in found if worker not in alive]
+    ended = [worker for worker in found if worker not in alive]
+    return alive, [worker for worker in ended if not attempt.has_left(worker.pid)]
 
 
 def _kill(attempt: Attempt) -> None:
@@ -176,3 +219,17 @@ def end_jobs(folder: Path) -> None:
     """
     for found in sorted(folder.glob("*/")) if folder.exists() else ():
         end_job(Attempt(found))
+
+
+def end_abandoned(folder: Path) -> None:
+    """End the jobs of attempts whose program has ended; those of programs that run are left alone.
+
+    Args:
+        folder: The folder of attempts.
+
+    Raises:
+        ServerNotStopped: A worker cannot be ended.
+    """
+    for found in sorted(folder.glob("[!.]*/")) if folder.exists() else ():
+        if not (attempt := Attempt(found)).is_submitted:
+            end_job(attempt)

@@ -20,8 +20,9 @@ from tidemill.pipelines.engines.choosing import (
     named_errors,
 )
 from tidemill.pipelines.engines.choosing import run as run_to_end
-from tidemill.pipelines.engines.flink import FlinkPlace, FlinkRun, flink_options, flink_runner
+from tidemill.pipelines.engines.flink import FlinkPlace, flink_options
 from tidemill.pipelines.engines.flink_jobs import end_job, stop_job
+from tidemill.pipelines.engines.flink_run import FlinkRun, flink_runner
 from tidemill.pipelines.engines.options import job_name, pipeline_options
 from tidemill.pipelines.engines.worker_code import WorkerCode
 from tidemill.pipelines.io.attempts import Attempt

@@ -1,7 +1,11 @@
 """A Python worker of a Flink job: checks its code, then takes work as Beam's workers do.
 
 `pipelines.engines.worker_pool` starts it, and reads one line of its output: a JSON text, which is
-empty if all is well, else what is wrong.
+empty if all is well, else what is wrong. Where a TaskManager starts workers itself,
+`pipelines.engines.worker_boot` does the same.
+
+A job that ends by itself has no source that would stop when the program that submitted it ends. So
+each worker of such a job looks whether the program runs; if not, it cancels the job, and ends.
 """
 
 from __future__ import annotations
@@ -14,11 +18,17 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import Final
+from typing import Final, NoReturn
+
+from tidemill.pipelines.engines.worker_code import WorkerCode
 
 _STATE_CACHE_BYTES: Final = 0
+_LOOK_S: Final = 1.0
+
+_log: Final = logging.getLogger(__name__)
 
 _log: Final = logging.getLogger(__name__)
 
@@ -33,28 +43,32 @@ def main(arguments: Sequence[str]) -> None:
     logging.basicConfig(
         level=logging.INFO, format=f"%(asctime)s {os.getpid()} %(levelname)s %(name)s: %(message)s"
     )
-    problem = _prepare(json.loads(asked.params))
+    code = WorkerCode.of_params(json.loads(asked.params))
+    problem = "" if code is None else take_up(code)
     sys.stdout.write(json.dumps(problem) + "\n")
     sys.stdout.flush()
     if problem:
         return
-    _work(asked.control, asked.id)
+    work(asked.control, asked.id, code)
 
 
-def _prepare(params: dict[str, str]) -> str:
-    """Check the code, and take the attempt's lock; return what is wrong, or nothing."""
-    from tidemill.features.errors import TidemillError
-    from tidemill.pipelines.engines.worker_code import WorkerCode
+def take_up(code: WorkerCode) -> str:
+    """Check the code of this process, and hold the attempt's lock from now on.
+
+    Returns:
+        What is wrong, as the program that submits the job finds it by name; empty if nothing is.
+    """
+    from tidemill.features.errors import EngineLost, TidemillError
+    from tidemill.pipelines.io.attempts import ABANDONED
     from tidemill.pipelines.servers.processes import running_process
 
-    code = WorkerCode.of_params(params)
-    if code is None:
-        return ""
     try:
         code.check()
         me = running_process(os.getpid())
         assert me is not None
         code.take_up_work({"pid": me.pid, "started": me.started, "host": socket.gethostname()})
+        if code.ends and not code.attempt.is_submitted:
+            raise EngineLost(ABANDONED)
     except TidemillError as error:
         kind = type(error)
         # On a line of its own, as in a traceback: `pipelines.engines.failures` finds it there.
@@ -62,31 +76,62 @@ def _prepare(params: dict[str, str]) -> str:
     return ""
 
 
-def _work(control: str, worker: str) -> None:
+def work(control: str, worker: str, code: WorkerCode | None) -> None:
+    """Take work until the engine has none left.
+
+    Args:
+        control: ``HOST:PORT`` where the engine gives work.
+        worker: The name that the engine has given this worker.
+        code: What `take_up` has checked; None if nobody has asked for that.
+    """
     import signal
 
     from apache_beam.runners.worker.sdk_worker import SdkHarness
 
     from tidemill.pipelines.engines.worker_metrics import report_metrics_of_steps
 
-    signal.signal(signal.SIGTERM, _end)
+    ending = code if code is not None and code.ends else None
+
+    def end(_: int, __: FrameType | None) -> None:
+        """End at once, but for what runs at a program's end: the figures of this process.
+
+        Nothing that a bundle does is finished: its job was cancelled, or is over.
+        """
+        if ending is not None:
+            ending.attempt.leave_work()
+        _end_now()
+
+    signal.signal(signal.SIGTERM, end)
     report_metrics_of_steps()
+    if ending is not None:
+        threading.Thread(target=_end_with_program, args=(ending,), daemon=True).start()
     try:
         SdkHarness(control, worker_id=worker, state_cache_size=_STATE_CACHE_BYTES).run()
     except Exception:  # noqa: BLE001 - it is said, and this process ends
         # Such as the end of a connection, after this process stood still.
         _log.exception("the engine is lost")
+        _end_now()
     # Threads of gRPC may keep an interpreter from ending, with all that a core can do.
-    _end(0, None)
+    end(0, None)
 
 
-def _end(_: int, __: FrameType | None) -> None:
-    """End at once, but for what runs at a program's end: the figures of this process are written.
-
-    Nothing that a bundle does is finished: its job was cancelled.
-    """
+def _end_now() -> NoReturn:
     atexit._run_exitfuncs()
     os._exit(0)
+
+
+def _end_with_program(code: WorkerCode) -> None:
+    """End the job, and this process, when the program that submitted the job has ended."""
+    from tidemill.pipelines.engines.flink_jobs import ask_to_cancel
+    from tidemill.pipelines.io.attempts import ABANDONED
+
+    while code.attempt.is_submitted:
+        time.sleep(_LOOK_S)
+    _log.warning(ABANDONED)
+    try:
+        ask_to_cancel(code.attempt)
+    finally:
+        os._exit(1)
 
 
 def _end_with_pool() -> None:

@@ -13,10 +13,9 @@ from tidemill.features.errors import WorkerCodeDiffers, WorkerLacksModule
 from tidemill.features.kernel.code_cache import digest
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.exchange.worker_end import ExchangePlace
-from tidemill.pipelines.servers.python_path import import_path
 
 IMPORTS: Final = "path"
-"""The parameter with the places that a worker imports from, as JSON."""
+"""The pool's parameter with the places that a worker imports from, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class WorkerCode:
         kernel: The digest of the kernel's sources.
         attempt: The attempt.
         exchange: Where workers meet the program, if they do not share its disk.
+        ends: Whether the job ends by itself, as that of a stream does not.
     """
 
     project: str
@@ -36,23 +36,29 @@ class WorkerCode:
     kernel: str
     attempt: Attempt
     exchange: ExchangePlace | None = None
+    ends: bool = False
 
     @staticmethod
     def here(
-        project: str, definitions: str, attempt: Attempt, exchange: ExchangePlace | None = None
+        project: str,
+        definitions: str,
+        attempt: Attempt,
+        exchange: ExchangePlace | None = None,
+        *,
+        ends: bool = False,
     ) -> WorkerCode:
         """Return that of this program."""
-        return WorkerCode(project, definitions, digest(), attempt, exchange)
+        return WorkerCode(project, definitions, digest(), attempt, exchange, ends)
 
     def params(self) -> dict[str, str]:
-        """Return it as parameters of the request for a worker."""
+        """Return it as parameters of a worker."""
         return {
-            IMPORTS: json.dumps(import_path()),
             "project": self.project,
             "definitions": self.definitions,
             "kernel": self.kernel,
-            "attempt": str(self.attempt.folder),
+            "attempt": str(self.attempt.folder.absolute()),
             **({} if self.exchange is None else {"exchange": json.dumps(asdict(self.exchange))}),
+            "ends": str(self.ends),
         }
 
     @staticmethod
@@ -67,6 +73,7 @@ class WorkerCode:
             params["kernel"],
             Attempt(Path(params["attempt"])),
             None if meets is None else ExchangePlace(**meets),
+            params["ends"] == str(True),
         )
 
     def take_up_work(self, process: dict[str, str | int]) -> None:
@@ -97,14 +104,14 @@ class WorkerCode:
         except Exception as error:
             raise WorkerLacksModule(
                 f"a worker cannot import the project {self.project!r}: {type(error).__name__}: "
-                f"{error}; let the worker pool run in the environment of the program that "
-                "submits the job (`tidemill down`, and `tidemill up --flink` again)"
+                f"{error}; its environment must have what that of the program has which submits "
+                "the job (docs/engines.md)"
             ) from error
         if project.hash != self.definitions:
             raise WorkerCodeDiffers(
                 f"a worker has imported the project {self.project!r} with the definitions "
-                f"{project.hash}, and the stream runs those of {self.definitions}: its files "
-                "were changed meanwhile; run the stream again"
+                f"{project.hash}, and the job is of {self.definitions}: its files were changed "
+                "meanwhile, or are others there; run the command again"
             )
         if digest() != self.kernel:
             raise WorkerCodeDiffers(

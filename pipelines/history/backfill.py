@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def backfill(
     publish: bool = False,
     wait: bool = False,
     engine: str | None = None,
+    beam_flags: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Make a build: ingest, training table, and the states as of the end of the evaluation.
 
@@ -66,7 +67,8 @@ def backfill(
         progress: Where progress is shown.
         publish: Whether to fill the online store and the offline log, too.
         wait: Whether to wait for another build of the root; else it is an error.
-        engine: ``fnapi`` or ``prism``; None for the default.
+        engine: ``fnapi``, ``prism`` or ``flink``; None for the default.
+        beam_flags: Flags of Beam, for an engine that takes some.
 
     Returns:
         Counts and figures by step.
@@ -79,11 +81,15 @@ def backfill(
             source has other columns.
         Locked: Another process makes a build of the root.
         UnknownEngine: The engine runs streams only.
+        WrongBeamFlag: The engine does not take a flag.
+        ClusterUnreachable: The engine is Flink, and its cluster takes no job.
+        EngineLost: The engine has lost a job again and again.
     """
-    jobs = BatchJobs.on(engine, config.project.name)
+    jobs = BatchJobs.of(config, engine, beam_flags, progress.say)
     compile_kernel(progress)
     load_kernel()
-    with sharing(handler(config.project)), building(config.root, wait=wait) as build:
+    shared = nullcontext() if jobs.choice.has_workers else sharing(handler(config.project))
+    with shared, building(config.root, wait=wait) as build:
         summary: dict[str, Any] = {}
         live, topics = None, {}
         if config.is_live:

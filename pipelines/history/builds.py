@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from tidemill.features.errors import DamagedFile, InputError, StateVersionError
+from tidemill.pipelines.engines.flink_jobs import end_abandoned
 from tidemill.pipelines.history.build_manifest import BUILD_RECORD, BuildManifest
 from tidemill.pipelines.io.live.live_log import LIVE, inherited_from
 from tidemill.pipelines.io.log import Log
@@ -291,9 +292,12 @@ def building(root: Path, *, wait: bool = False) -> Iterator[Build]:
     Raises:
         Locked: Another process makes a build.
         StateError: The root was written by another version.
+        ServerNotStopped: Workers of a build whose program was killed cannot be ended.
     """
     generations = root / GENERATIONS
     with lock(generations / BUILD_LOCK, "make a build", wait=wait):
+        # Workers of a program that was killed would write into the next build.
+        end_abandoned(root / paths.JOBS)
         shutil.rmtree(generations / _UNFINISHED, ignore_errors=True)
         build = Build(root, find_current(root))
         build.folder.mkdir(parents=True)

@@ -186,7 +186,9 @@ class Stages:
             if elements:
                 shown.note(self.jobs.choice.why)
                 with _watched(folder, shown):
-                    self.jobs.run(f"backfill-{stage}", partial(wire, self.project, elements))
+                    self.jobs.run(
+                        f"backfill-{stage}", partial(wire, self.project, elements), self._clear
+                    )
         counts = [json.loads(path.read_text()) for path in sorted(folder.glob("*"))]
         if len(counts) != len(elements):
             raise InputError(
@@ -194,6 +196,12 @@ class Stages:
                 "`tidemill backfill` again"
             )
         return counts
+
+    def _clear(self) -> None:
+        """Remove the files that workers of a lost job were writing; those of done tasks stay."""
+        for folder in (self.plan.build, self.plan.spill):
+            for path in Path(folder).rglob("*.unfinished"):
+                path.unlink()
 
 
 @contextmanager

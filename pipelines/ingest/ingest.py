@@ -170,7 +170,14 @@ def ingest(
     collected = work / _COUNTS
     with progress.stage("ingest", total=len(config.sources), unit="sources") as stage:
         stage.note(jobs.choice.why)
-        jobs.run(STEP, partial(wire, config, work, build, live))
+
+        def clear() -> None:
+            for folder in (collected, work / _RUNS, work / paths.REJECTED):
+                shutil.rmtree(folder, ignore_errors=True)
+            if build is not None:
+                shutil.rmtree(build / paths.LOG, ignore_errors=True)
+
+        jobs.run(STEP, partial(wire, config, work, build, live), clear)
         counts = [read_json(path, dict, "run again") for path in sorted(collected.glob("*.json"))]
         stage.advance(len(counts))
     return {row.pop("source"): row for row in counts}

@@ -5,7 +5,8 @@ is killed leaves its job behind. A stream repeats what came after its savepoint 
 writes any more. So each job has a folder, its *attempt*, and locks there, which the system releases
 when a process has ended, however it ended:
 
-* The program that submitted the job holds one; without it the job's source stops.
+* The program that submitted the job holds one; without it the job's source stops, and a worker of a
+  job without one ends the job (`pipelines.engines.worker`).
 * Every worker holds another one, which all of them share, before it takes work. Whoever holds it
   alone knows that no worker is left (`pipelines.engines.flink_jobs`), and removes its file, so that
   no worker takes up work later.
@@ -25,7 +26,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -35,13 +36,15 @@ from tidemill.features.errors import EngineLost
 from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.files.file_errors import named_for
 
+ABANDONED: Final = "the program that submitted the job has ended, and so does the job"
+
 _WATCH_S: Final = 1.0
 _held: Final[list[FileIO]] = []
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One job of a stream.
+    """One job.
 
     Attributes:
         folder: Its folder; no other attempt has it.
@@ -77,6 +80,15 @@ class Attempt:
     def _source(self) -> Path:
         return self.folder / "source.json"
 
+    @property
+    def _problem(self) -> Path:
+        return self.folder / "problem.txt"
+
+    @property
+    def worker_command(self) -> Path:
+        """The program that starts a worker, where no other was named."""
+        return self.folder / "worker"
+
     def outputs(self, name: str) -> Path:
         """Return the folder of outputs that workers leave for the submitter to deliver.
 
@@ -92,13 +104,31 @@ class Attempt:
         Raises:
             FileError: It cannot be made.
         """
+        # Whoever finds the folder by its name finds it locked.
+        made = Attempt(self.folder.with_name(f".{self.folder.name}"))
         with named_for(self.folder):
-            self.folder.mkdir(parents=True)
-            self.workers_lock.touch()
-            file = self._submitter.open("xb", buffering=0)
+            made.folder.mkdir(parents=True)
+            made.workers_lock.touch()
+            file = made._submitter.open("xb", buffering=0)
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            with named_for(self.folder):
+                made.folder.rename(self.folder)
             yield
+
+    @property
+    def is_submitted(self) -> bool:
+        """Whether the program that submits the job, or has, still runs."""
+        try:
+            file = self._submitter.open("rb", buffering=0)
+        except FileNotFoundError:
+            return False
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # others may look, too
+            except BlockingIOError:
+                return True
+        return False
 
     def take_up_work(self, process: dict[str, str | int]) -> None:
         """Hold the workers' lock until this process ends.
@@ -121,6 +151,18 @@ class Attempt:
         # Now that nobody removes the folder, which this would make again.
         write_text(self.folder / f"worker-{os.getpid()}.json", json.dumps(process))
 
+    def leave_work(self) -> None:
+        """Note that this process ends in order: it was asked to, or has no work left."""
+        with suppress(FileNotFoundError):  # the attempt is over
+            self._left(os.getpid()).touch()
+
+    def has_left(self, pid: int) -> bool:
+        """Tell whether a worker has ended in order."""
+        return self._left(pid).exists()
+
+    def _left(self, pid: int) -> Path:
+        return self.folder / f"left-{pid}"
+
     def workers(self) -> list[dict[str, str | int]]:
         """Return what workers have said of their processes."""
         found = []
@@ -130,6 +172,19 @@ class Attempt:
             except (OSError, ValueError):  # being written
                 continue
         return found
+
+    def report(self, problem: str) -> None:
+        """Leave the program what is wrong with a worker that takes up no work; the first counts."""
+        # Not `write_text`, which would make the folder of an attempt that is over again.
+        with suppress(FileExistsError, FileNotFoundError), self._problem.open("xb", 0) as file:
+            file.write(problem.encode())
+
+    def problem(self) -> str:
+        """Return what a worker has reported; empty if none has."""
+        try:
+            return self._problem.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
 
     def close_if_unused(self) -> bool:
         """Let no worker take up work any more, if none has the lock.
@@ -181,16 +236,9 @@ class Watch:
         first, self._looked_s = self._looked_s < 0, now
         if first:
             self._claim()
-        try:
-            file = self._attempt._submitter.open("rb")
-        except FileNotFoundError:
-            raise self._attempt._over() from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-        raise EngineLost("the program that submitted the job has ended, and so does the job")
+        if self._attempt.is_submitted:
+            return
+        raise EngineLost(ABANDONED) if self._attempt.folder.exists() else self._attempt._over()
 
     def _claim(self) -> None:
         path, me = self._attempt._source, f"{socket.gethostname()} {os.getpid()}"

@@ -22,6 +22,9 @@ PROOF: Final = "proof"
 SCRATCH: Final = "scratch"
 """Temporary files of a stage."""
 
+JOBS: Final = "jobs"
+"""Jobs in batch whose workers are other processes, while they run."""
+
 REJECTED: Final = "rejected"
 """Records rejected while the files of the sources were read."""
 EXPORT: Final = "export"

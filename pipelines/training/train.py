@@ -53,23 +53,32 @@ WITH_WINDOWS: Final = "with windowed features"
 WITHOUT_WINDOWS: Final = "without windowed features"
 
 
-def train(config: Configuration, progress: Progress, engine: str | None = None) -> dict[str, Any]:
+def train(
+    config: Configuration,
+    progress: Progress,
+    engine: str | None = None,
+    beam_flags: Sequence[str] = (),
+) -> dict[str, Any]:
     """Analyse, train, evaluate, write a bundle, and make it the live one.
 
     Args:
         config: The configuration.
         progress: Where progress is shown.
-        engine: The engine of the analysis, ``fnapi`` or ``prism``; None for the default.
+        engine: The engine of the analysis: ``fnapi``, ``prism`` or ``flink``; None for the default.
+        beam_flags: Flags of Beam, for an engine that takes some.
 
     Returns:
         The bundle's version and its evaluation.
 
     Raises:
         UnknownEngine: The engine runs streams only.
+        WrongBeamFlag: The engine does not take a flag.
+        ClusterUnreachable: The engine is Flink, and its cluster takes no job.
+        EngineLost: The engine has lost a job again and again.
         DefinitionError: The project has no label, preprocessing_fn or model.
     """
-    jobs = BatchJobs.on(engine, config.project.name)
     check_trainable(config.project)
+    jobs = BatchJobs.of(config, engine, beam_flags, progress.say)
     build = config.current.build_folder
     manifest = check_training_table(build, config.project, config.shards)
     bundle = train_bundle(

@@ -8,6 +8,7 @@ in the batch shapes of serving.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -70,7 +71,9 @@ def analyse(
 
     _quieten_python_logs()
     feed = to_arrow_feed(columns, inputs)
-    with tempfile.TemporaryDirectory(prefix="analysis-") as scratch:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the graph: workers see that folder, and may have another /tmp.
+    with tempfile.TemporaryDirectory(prefix="analysis-", dir=directory.parent) as scratch:
         # Pass the rows in a file, since the description of a pipeline is no place for data.
         source = Path(scratch) / "rows.arrow"
         _write_batches(_as_lists(feed), source)
@@ -81,6 +84,7 @@ def analyse(
                 partial(
                     wire, source, _adapter_config(inputs), _checked(preprocessing_fn), directory
                 ),
+                partial(shutil.rmtree, directory, ignore_errors=True),
             )
     schema = tft.TFTransformOutput(str(directory)).transformed_metadata.schema
     numeric, vocabularies = _outputs(schema)

@@ -240,9 +240,11 @@ def test_the_engine_of_what_is_in_batch_is_passed_on(
 ) -> None:
     called = stage(command, {})
     assert run(command) == 0
-    assert called.options == {"engine": None}
+    assert called.options == {"engine": None, "beam_flags": ()}
     assert run(command, "--engine", "prism") == 0
-    assert called.options == {"engine": "prism"}
+    assert called.options == {"engine": "prism", "beam_flags": ()}
+    assert run(command, "--engine", "flink", "--", "--parallelism=2") == 0
+    assert called.options == {"engine": "flink", "beam_flags": ("--parallelism=2",)}
 
 
 def test_mended_records_are_passed_on(project: Path, stage: Callable[[str, Any], Called]) -> None:
@@ -509,7 +511,7 @@ def test_a_configuration_error_exits_with_1(
         ("no-such-command",),
         ("stream", "--speed", "0"),
         ("stream", "--engine", "spark"),
-        ("backfill", "--engine", "flink"),
+        ("backfill", "--engine", "dataflow"),
         ("stream", "--until", "2026-03-05"),
         ("verify", "--sample", "-1"),
         ("verify", "--deadline", "-1"),

@@ -5,6 +5,7 @@ One cluster serves all of these tests, as `tidemill up --flink` starts it.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 import apache_beam as beam
 import pytest
 
+from tests.support import fork_server
+from tests.support import trained_bundle as given
+from tests.support.exports import contents
 from tests.support.fault_kinds import Fault
 from tests.support.fault_run import FaultRun
 from tests.support.flink_cluster import (
@@ -22,6 +26,7 @@ from tests.support.flink_cluster import (
     WORKER_POOL,
     TestCluster,
 )
+from tests.support.folders import build_of
 from tests.support.live_project import LiveProject, instant
 from tests.support.replayed import BEGIN, REQUESTS, Replayed
 from tidemill.features.contract import HOUR
@@ -29,14 +34,20 @@ from tidemill.features.errors import (
     DamagedState,
     WorkerCodeDiffers,
     WorkerLacksModule,
+    WorkerNotStarted,
     WrongBeamFlag,
 )
+from tidemill.features.models.preprocessing import model_inputs
+from tidemill.pipelines.engines.batch_jobs import BatchJobs
 from tidemill.pipelines.engines.choosing import choose_engine
 from tidemill.pipelines.engines.flink_flags import check_flags
+from tidemill.pipelines.engines.flink_jobs import ENDED, find_jobs
 from tidemill.pipelines.engines.stream_job import stream_job
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.servers.flink_cluster import Supervisor
+from tidemill.pipelines.servers.flink_cluster import Supervisor, ask_rest
 from tidemill.pipelines.servers.kafka_settings import HOST
+from tidemill.pipelines.servers.processes import RunningProcess
+from tidemill.pipelines.training.transform import analyse
 
 
 @pytest.fixture(scope="module")
@@ -115,13 +126,13 @@ def run_job(
     folder: Path,
     reference: str,
     definitions: str,
-    is_whole: Callable[[], bool] = lambda: False,
+    *flags: str,
 ) -> None:
-    choice = choose_engine("flink", streaming=True, flags=cluster.flags[3:])
+    choice = choose_engine("flink", streaming=True, flags=[*cluster.flags[3:], *flags])
     with stream_job(choice, "test", reference, definitions, folder) as job:
         pipeline = job.pipeline()
         _ = pipeline | beam.Impulse() | beam.ParDo(_Fail())
-        job.run(pipeline, is_whole)
+        job.run(pipeline, lambda: False)
 
 
 def test_what_is_wrong_with_a_worker_ends_the_job_by_name(up: TestCluster, tmp_path: Path) -> None:
@@ -138,6 +149,103 @@ def test_what_is_wrong_with_a_worker_ends_the_job_by_name(up: TestCluster, tmp_p
         with pytest.raises(DamagedState, match="the state is damaged: remove it"):
             run_job(up, tmp_path / "jobs", reference, "0123456789abcdef")
     assert list((tmp_path / "jobs").iterdir()) == []
+
+
+def test_what_is_wrong_with_a_command_that_starts_workers_ends_the_job_by_name(
+    up: TestCluster, tmp_path: Path
+) -> None:
+    arguments = tmp_path / "jobs", "flink_test_project:project", ""
+    process = "--environment_type=PROCESS"
+    with pytest.raises(WorkerLacksModule, match="No module named 'flink_test_project'"):
+        run_job(up, *arguments, process)
+    for program, why in (("/bin/false", "exit code 1"), ("/no/such", "No such file")):
+        config = f'--environment_config={{"command": "{program}"}}'
+        with pytest.raises(WorkerNotStarted, match=f"started by {program}: .*{why}"):
+            run_job(up, *arguments, process, config)
+    assert list((tmp_path / "jobs").iterdir()) == []
+
+
+# What is in batch.
+
+
+def batch_workers(root: Path) -> list[RunningProcess]:
+    """Return the workers of a root's jobs in batch."""
+    found = []
+    for path in root.glob("jobs/*/worker-*.json"):
+        said = json.loads(path.read_text())
+        process = RunningProcess(said["pid"], said["started"])
+        if process.is_alive():
+            found.append(process)
+    return found
+
+
+def until(is_so: Callable[[], Any], what: str, within_s: float = 180.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def test_a_backfill_has_the_bytes_of_one_on_fnapi_also_if_its_program_or_a_worker_is_killed(
+    up: TestCluster, tmp_path: Path
+) -> None:
+    project = Replayed(tmp_path / "replayed")  # a backfill on FnApiRunner
+    root, printed = project.folder / "flink", tmp_path / "printed"
+    backfill = ["backfill", "--root", "flink", *up.flags]
+    process = fork_server.Started(backfill, project.folder, printed)
+    until(lambda: batch_workers(root), "no worker takes up work")
+    process.kill()
+    until(lambda: not batch_workers(root), "workers outlive the program")
+    rest = f"http://{HOST}:{up.ports.rest}"
+    names = [job["name"] for job in ask_rest(rest, "/jobs/overview")["jobs"]]
+    (name,) = [name for name in names if "payments-ingest-" in name]
+
+    def has_ended() -> bool:
+        return all(job.state in ENDED for job in find_jobs(rest, name) or ())
+
+    until(has_ended, "the job goes on without its program")
+    # Now with workers that the TaskManager starts.
+    flags = ["--environment_type=PROCESS", "--parallelism=2"]
+    process = fork_server.Started([*backfill[:-1], *flags], project.folder, printed)
+    try:
+        until(lambda: batch_workers(root), "no worker takes up work")
+        batch_workers(root)[0].end(0.0)
+        assert process.wait(500) == 0, printed.read_text()
+    finally:
+        process.kill()
+    assert "the job is run again from its beginning (1 of 3)" in printed.read_text()
+    builds = [contents(build_of(project.folder / name)) for name in ("run", "flink")]
+    # A generation has an id of its own, which these name.
+    for named in ("build.json", "states/handoff.json"):
+        assert all(build.pop(named) for build in builds)
+    assert len(builds[0]) > 4
+    assert builds[0] == builds[1]
+    assert list((root / paths.JOBS).iterdir()) == []
+
+
+def test_an_analysis_has_the_graph_of_one_on_fnapi(up: TestCluster, tmp_path: Path) -> None:
+    rows, inputs = given.rows(20_000), model_inputs(given.PROJECT)
+    choice = choose_engine("flink", streaming=False, flags=up.flags[3:])
+    module = "tests.support.trained_bundle:PROJECT"
+    on_flink = BatchJobs(choice, "test", module, given.PROJECT.hash, tmp_path / "jobs")
+    graphs = [
+        analyse(given.preprocess, inputs, rows, tmp_path / jobs.choice.name, jobs)
+        for jobs in (BatchJobs.on("fnapi", "test"), on_flink)
+    ]
+    assert graphs[0].hash == graphs[1].hash
+
+
+def test_the_error_of_a_task_ends_the_command_by_its_name(up: TestCluster, tmp_path: Path) -> None:
+    choice = choose_engine("flink", streaming=False, flags=up.flags[3:])
+    module = "tests.support.trained_bundle:PROJECT"
+    jobs = BatchJobs(choice, "test", module, given.PROJECT.hash, tmp_path)
+
+    def wire(pipeline: beam.Pipeline) -> None:
+        _ = pipeline | beam.Impulse() | beam.ParDo(_Fail())
+
+    with pytest.raises(DamagedState, match="the state is damaged: remove it"):
+        jobs.run("fails", wire)
+    assert list(tmp_path.iterdir()) == []
 
 
 # A replay.

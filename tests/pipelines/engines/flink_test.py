@@ -11,8 +11,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -22,21 +24,21 @@ from tidemill.features.errors import (
     ClusterUnreachable,
     DamagedState,
     EngineLost,
-    UnknownEngine,
     WrongBeamFlag,
 )
-from tidemill.pipelines.engines import flink, flink_jobs
+from tidemill.pipelines.engines import flink_jobs, flink_run
 from tidemill.pipelines.engines.choosing import Engine, EngineChoice, choose_engine
 from tidemill.pipelines.engines.failures import original
 from tidemill.pipelines.engines.flink import (
     FlinkPlace,
-    FlinkRun,
     check_cluster,
-    last_cause,
+    flink_options,
     read_flags,
-    worker_error,
 )
 from tidemill.pipelines.engines.flink_result import job_server_answers
+from tidemill.pipelines.engines.flink_run import FlinkRun, boot_error, last_cause, worker_error
+from tidemill.pipelines.engines.flink_workers import WorkerCommand
+from tidemill.pipelines.engines.worker_boot import WORKER
 from tidemill.pipelines.engines.worker_code import WorkerCode
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.servers.kafka_settings import HOST
@@ -65,18 +67,68 @@ def test_flags_name_the_cluster_and_the_rest_goes_to_beam() -> None:
         ("--parallelism=0", "give 1 or more"),
         ("--parallelism=two", "invalid int value"),
         ("parallelism=2", "no flag of Beam"),
+        ("--environment_type=PROCESS --environment_config=/opt/worker", "with PROCESS write"),
+        (
+            '--environment_type=PROCESS --environment_config={"comand":"x"}',
+            "did you mean 'command'",
+        ),
+        ('--environment_type=PROCESS --environment_config={"command":""}', "the command is ''"),
+        ('--environment_type=PROCESS --environment_config={"env":{"A":1}}', "an object of texts"),
     ],
 )
 def test_a_flag_that_would_break_a_promise_is_refused(flag: str, why: str) -> None:
     with pytest.raises(WrongBeamFlag, match=why):
-        read_flags([flag])
+        read_flags(flag.split())
 
 
-def test_other_engines_take_no_flags_and_flink_runs_streams_only() -> None:
+@pytest.mark.parametrize(
+    ("flag", "why"),
+    [
+        ("--runner=DirectRunner", "the engine is named by --engine"),
+        ("--streaming", "no stream"),
+        ("--number_of_execution_retries=3", "run again from its beginning"),
+        ("--savepoint_path=/x", "no savepoint"),
+    ],
+)
+def test_a_flag_that_would_break_a_promise_is_refused_in_batch(flag: str, why: str) -> None:
+    with pytest.raises(WrongBeamFlag, match=why):
+        read_flags([flag], streaming=False)
+
+
+def test_workers_are_started_by_a_command(tmp_path: Path) -> None:
+    """What the program of a command is told, and that there is one where none was named."""
+    process = "--environment_type=PROCESS"
+    config = '--environment_config={"command": "/opt/worker", "env": {"HOME": "/x"}}'
+    named, ours = read_flags([process, config]), read_flags([process])
+    assert named.command == WorkerCommand("/opt/worker", (("HOME", "/x"),))
+    assert ours.command == WorkerCommand()
+    attempt = Attempt.below(tmp_path)
+    code = WorkerCode("shop:project", "0123", "4567", attempt, ends=True)
+
+    def started(place: FlinkPlace) -> dict[str, Any]:
+        options = dict(option.split("=", 1) for option in flink_options(place, code))
+        assert options["--environment_type"] == "PROCESS"
+        found: dict[str, Any] = json.loads(options["--environment_config"])
+        assert WorkerCode.of_params(json.loads(found["env"].pop(WORKER))) == code
+        return found
+
+    with attempt.submitted():
+        assert started(named) == {"command": "/opt/worker", "env": {"HOME": "/x"}}
+        found = started(ours)
+        assert found["env"] == {}
+        # Without the variable it says that nobody but Tidemill is to start it.
+        done = subprocess.run(
+            [found["command"], "--id=1-1", "--control_endpoint=x", "--logging_endpoint=x",
+             "--artifact_endpoint=x", "--provision_endpoint=x"],
+            capture_output=True, text=True, check=False, cwd="/",
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert f"{WORKER} is not set" in done.stderr
+
+
+def test_other_engines_take_no_flags() -> None:
     with pytest.raises(WrongBeamFlag, match="only the engines 'flink' and 'dataflow' take flags"):
         choose_engine("fnapi", streaming=True, flags=["--parallelism=2"])
-    with pytest.raises(UnknownEngine, match="runs streams only"):
-        choose_engine("flink", streaming=False)
     found = choose_engine("flink", streaming=True, flags=["--parallelism=2"])
     assert found.has_workers
     assert found.flink == FlinkPlace(parallelism=2)
@@ -125,10 +177,9 @@ def test_the_error_of_a_worker_is_found_in_the_text_of_java() -> None:
     assert str(found) == "a worker cannot import the project 'shop:project'"
 
 
-def test_workers_that_a_killed_program_has_left_are_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(flink_jobs, "_EXIT_S", 0.1)
+@contextmanager
+def working(attempt: Attempt) -> Iterator[RunningProcess]:
+    """Start a worker that has taken up work, and does nothing."""
     code = (
         "import json, socket, sys\n"
         "from pathlib import Path\n"
@@ -137,23 +188,46 @@ def test_workers_that_a_killed_program_has_left_are_ended(
         "print('works', flush=True)\n"
         "sys.stdin.read()\n"
     )
+    command = [sys.executable, "-c", code, str(attempt.folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        me = running_process(worker.pid)
+        assert me is not None
+        said = {"pid": me.pid, "started": me.started, "host": socket.gethostname()}
+        worker.stdin.write(json.dumps(said) + "\n")
+        worker.stdin.flush()
+        assert worker.stdout.readline() == "works\n"
+        yield me
+
+
+def test_workers_that_a_killed_program_has_left_are_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flink_jobs, "_EXIT_S", 0.1)
     attempt = Attempt.below(tmp_path)
-    with attempt.submitted():
-        command = [sys.executable, "-c", code, str(attempt.folder)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        ) as worker:
-            assert worker.stdin is not None
-            assert worker.stdout is not None
-            me = running_process(worker.pid)
-            assert me is not None
-            said = {"pid": me.pid, "started": me.started, "host": socket.gethostname()}
-            worker.stdin.write(json.dumps(said) + "\n")
-            worker.stdin.flush()
-            assert worker.stdout.readline() == "works\n"
-            flink_jobs.end_jobs(tmp_path)
-            assert not me.is_alive()
+    with attempt.submitted(), working(attempt) as worker:
+        flink_jobs.end_jobs(tmp_path)
+        assert not worker.is_alive()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_of_programs_that_run_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flink_jobs, "_EXIT_S", 0.1)
+    mine, abandoned = Attempt.below(tmp_path), Attempt.below(tmp_path)
+    with abandoned.submitted():
+        pass
+    with mine.submitted(), working(mine) as worker, working(abandoned) as left:
+        flink_jobs.end_abandoned(tmp_path)
+        assert worker.is_alive()
+        assert not left.is_alive()
+        assert list(tmp_path.iterdir()) == [mine.folder]
+        flink_jobs.end_jobs(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -222,7 +296,7 @@ def job_manager() -> Iterator[str]:
 def test_a_job_whose_worker_has_ended_is_lost_though_flink_calls_it_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_manager: str
 ) -> None:
-    monkeypatch.setattr(flink, "_FAILS_S", 0.5)
+    monkeypatch.setattr(flink_run, "_FAILS_S", 0.5)
     attempt = Attempt.below(tmp_path)
 
     def wait(looks: int) -> None:
@@ -243,6 +317,41 @@ def test_a_job_whose_worker_has_ended_is_lost_though_flink_calls_it_running(
             wait(10**6)
         add("in-its-place", me)
         wait(40)
+
+
+def test_a_worker_that_has_left_is_not_lost_and_one_that_refuses_ends_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_manager: str
+) -> None:
+    monkeypatch.setattr(flink_run, "_FAILS_S", 0.0)
+    attempt = Attempt.below(tmp_path)
+    counted = itertools.count()
+    job = FlinkRun(FlinkPlace(job_manager), WorkerCode("", "", "", attempt), "the-job")
+    me = running_process(os.getpid())
+    assert me is not None
+    with attempt.submitted():
+        said = {"pid": me.pid, "started": "long ago", "host": socket.gethostname()}
+        (attempt.folder / "worker-ended.json").write_text(json.dumps(said))
+        attempt.leave_work()
+        job.wait(None, lambda: next(counted) >= 40)
+        attempt.report("\ntidemill.features.errors.WorkerLacksModule: no module\n")
+        attempt.report("another one says the same later")
+        with pytest.raises(RuntimeError, match="WorkerLacksModule: no module"):
+            job.wait(None, lambda: False)
+
+
+NOT_RUN = """java.lang.RuntimeException
+Caused by: java.io.IOException: Cannot run program "/no/such": error=2, No such file or directory
+\tat java.base/java.lang.ProcessBuilder.start(ProcessBuilder.java:1143)
+"""
+ENDED = "Caused by: java.lang.IllegalStateException: Process died with exit code {}\n\tat x"
+
+
+def test_a_command_that_fails_is_told_from_a_worker_that_is_killed() -> None:
+    said = 'Cannot run program "/no/such": error=2, No such file or directory'
+    assert boot_error(NOT_RUN) == said
+    assert boot_error(ENDED.format(1)) == "Process died with exit code 1"
+    assert boot_error(ENDED.format(137)) is None
+    assert boot_error(LOST) is None
 
 
 def test_a_worker_that_comes_too_late_does_not_bring_its_attempt_back(tmp_path: Path) -> None:
