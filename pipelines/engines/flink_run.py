@@ -117,6 +117,7 @@ class FlinkRun:
 
         Raises:
             EngineLost: A process of the cluster was lost, and the job with it.
+            ClusterUnreachable: The cluster has too little memory.
             RuntimeError: A worker failed; the message holds its error.
         """
         while (job := self._look(result)) is None or job.state != FINISHED:
@@ -200,6 +201,11 @@ class FlinkRun:
                 "it needs Tidemill in its environment, the root as a folder of that machine, and "
                 "the right to be executed (the TaskManager's log has its messages)"
             )
+        if any(lacks in text for lacks in _NO_ROOM):
+            return ClusterUnreachable(
+                f"the TaskManagers at {self._place.url} lack memory for the job: "
+                f"{last_cause(text)} Give them more, or lower --parallelism (docs/engines.md)"
+            )
         _log.info("the job %s is %s:\n%s", self._name, job.state, text)
         return EngineLost(f"the job {self._name} is {job.state}: {last_cause(text)}")
 
@@ -209,6 +215,7 @@ _OF_JAVA: Final = "\n\tat "
 _NOT_RUN: Final = re.compile(r"Cannot run program [^\n]*|Process died with exit code (\d+)")
 _KILLED: Final = 128
 """The exit status of a process that a signal has ended is more than this."""
+_NO_ROOM: Final = ("Insufficient number of network buffers", "Too few memory segments")
 _SAID: Final = ("Traceback (most recent call last)", "\ntidemill.features.errors.")
 
 

@@ -22,6 +22,8 @@ from typing import Final
 WORKER: Final = "TIDEMILL_WORKER"
 """The environment variable with what the worker must have imported (`WorkerCode`), as JSON."""
 
+_ANSWER_S: Final = 60.0
+
 _log: Final = logging.getLogger(__name__)
 
 
@@ -36,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Starts a worker of a job; a TaskManager of Flink runs it (docs/engines.md).",
         allow_abbrev=False,
     )
-    for name in ("--id", "--control_endpoint", "--logging_endpoint"):
+    for name in ("--id", "--provision_endpoint"):
         parser.add_argument(name, required=True)
-    # It also names where artifacts are, of which there are none, and where options are.
+    # Others may follow, such as a folder for artifacts, of which there are none.
     asked, _ = parser.parse_known_args(arguments)
     if WORKER not in os.environ:
         parser.error(f"{WORKER} is not set: Tidemill sets it for the jobs that it submits")
@@ -49,22 +51,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     code = WorkerCode.of_params(json.loads(os.environ[WORKER]))
     if code is None:
         parser.error(f"{WORKER} names no project: {os.environ[WORKER]}")
-    _log_to(asked.logging_endpoint, asked.id)
+    os.environ["WORKER_ID"] = asked.id  # what Beam's channels say of themselves
+    control, logs = _endpoints(asked.provision_endpoint)
+    _log_to(logs)
     if problem := take_up(code):
         code.attempt.report(problem)
         _log.error("worker %s: %s", asked.id, problem.strip())
         sys.exit(1)
     _log.info("worker %s is process %d", asked.id, os.getpid())
-    work(asked.control_endpoint, asked.id, code)
+    work(control, asked.id, code)
 
 
-def _log_to(endpoint: str, worker: str) -> None:
+def _endpoints(provision: str) -> tuple[str, str]:
+    """Ask the engine where it gives work, and where it takes messages."""
+    import grpc
+    from apache_beam.portability.api import beam_provision_api_pb2, beam_provision_api_pb2_grpc
+    from apache_beam.runners.worker.worker_id_interceptor import WorkerIdInterceptor
+
+    with grpc.insecure_channel(provision) as channel:
+        service = beam_provision_api_pb2_grpc.ProvisionServiceStub(
+            grpc.intercept_channel(channel, WorkerIdInterceptor())
+        )
+        request = beam_provision_api_pb2.GetProvisionInfoRequest()
+        info = service.GetProvisionInfo(request, timeout=_ANSWER_S, wait_for_ready=True).info
+    return info.control_endpoint.url, info.logging_endpoint.url
+
+
+def _log_to(endpoint: str) -> None:
     """Send the messages of this process to the engine, as Beam's own workers do."""
     import grpc
     from apache_beam.portability.api import endpoints_pb2
     from apache_beam.runners.worker.log_handler import FnApiLogRecordHandler
 
-    os.environ["WORKER_ID"] = worker  # Beam's channels send it
     logging.getLogger().setLevel(logging.INFO)
     try:
         handler = FnApiLogRecordHandler(endpoints_pb2.ApiServiceDescriptor(url=endpoint))

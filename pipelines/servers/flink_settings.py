@@ -98,6 +98,8 @@ def flink_settings(folder: Path, ports: FlinkPorts) -> str:
         # A lost process is noticed after ten seconds, and a paused one of less is not.
         "heartbeat.interval": 2_000,
         "heartbeat.timeout": 10_000,
+        # A job in batch has many exchanges, of little data: each would reserve 16 MiB.
+        "taskmanager.network.sort-shuffle.min-buffers": 16,
         # A batch of a few rows goes on at once, instead of after 100 ms.
         "execution.buffer-timeout.interval": "1 ms",
         "restart-strategy.type": "none",

@@ -48,6 +48,11 @@ class TestCluster:
             f"--environment_config={HOST}:{ports.workers}",
         ]
 
+    @property
+    def process_flags(self) -> list[str]:
+        """The arguments with which the TaskManager starts the workers."""
+        return [*self.flags[:-1], "--environment_type=PROCESS"]
+
     def start(self) -> None:
         """Start what does not run."""
         for server in self.servers.start_flink(self.ports):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +122,12 @@ class _Fail(beam.DoFn):
 
 
 def run_job(
-    cluster: TestCluster,
+    flags: Sequence[str],
     folder: Path,
     reference: str,
     definitions: str,
-    *flags: str,
 ) -> None:
-    choice = choose_engine("flink", streaming=True, flags=[*cluster.flags[3:], *flags])
+    choice = choose_engine("flink", streaming=True, flags=flags[3:])
     with stream_job(choice, "test", reference, definitions, folder) as job:
         pipeline = job.pipeline()
         _ = pipeline | beam.Impulse() | beam.ParDo(_Fail())
@@ -141,13 +140,13 @@ def test_what_is_wrong_with_a_worker_ends_the_job_by_name(up: TestCluster, tmp_p
     )
     reference = "flink_test_project:project"
     with pytest.raises(WorkerLacksModule, match="No module named 'flink_test_project'"):
-        run_job(up, tmp_path / "jobs", reference, "0123456789abcdef")
+        run_job(up.flags, tmp_path / "jobs", reference, "0123456789abcdef")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(tmp_path)
         with pytest.raises(WorkerCodeDiffers, match=r"definitions 0123456789abcdef, .* ffff\b"):
-            run_job(up, tmp_path / "jobs", reference, "ffff")
+            run_job(up.flags, tmp_path / "jobs", reference, "ffff")
         with pytest.raises(DamagedState, match="the state is damaged: remove it"):
-            run_job(up, tmp_path / "jobs", reference, "0123456789abcdef")
+            run_job(up.flags, tmp_path / "jobs", reference, "0123456789abcdef")
     assert list((tmp_path / "jobs").iterdir()) == []
 
 
@@ -155,13 +154,12 @@ def test_what_is_wrong_with_a_command_that_starts_workers_ends_the_job_by_name(
     up: TestCluster, tmp_path: Path
 ) -> None:
     arguments = tmp_path / "jobs", "flink_test_project:project", ""
-    process = "--environment_type=PROCESS"
     with pytest.raises(WorkerLacksModule, match="No module named 'flink_test_project'"):
-        run_job(up, *arguments, process)
+        run_job(up.process_flags, *arguments)
     for program, why in (("/bin/false", "exit code 1"), ("/no/such", "No such file")):
         config = f'--environment_config={{"command": "{program}"}}'
         with pytest.raises(WorkerNotStarted, match=f"started by {program}: .*{why}"):
-            run_job(up, *arguments, process, config)
+            run_job([*up.process_flags, config], *arguments)
     assert list((tmp_path / "jobs").iterdir()) == []
 
 
@@ -191,8 +189,8 @@ def test_a_backfill_has_the_bytes_of_one_on_fnapi_also_if_its_program_or_a_worke
 ) -> None:
     project = Replayed(tmp_path / "replayed")  # a backfill on FnApiRunner
     root, printed = project.folder / "flink", tmp_path / "printed"
-    backfill = ["backfill", "--root", "flink", *up.flags]
-    process = fork_server.Started(backfill, project.folder, printed)
+    backfill = ["backfill", "--root", "flink"]
+    process = fork_server.Started([*backfill, *up.flags], project.folder, printed)
     until(lambda: batch_workers(root), "no worker takes up work")
     process.kill()
     until(lambda: not batch_workers(root), "workers outlive the program")
@@ -205,8 +203,8 @@ def test_a_backfill_has_the_bytes_of_one_on_fnapi_also_if_its_program_or_a_worke
 
     until(has_ended, "the job goes on without its program")
     # Now with workers that the TaskManager starts.
-    flags = ["--environment_type=PROCESS", "--parallelism=2"]
-    process = fork_server.Started([*backfill[:-1], *flags], project.folder, printed)
+    flags = [*up.process_flags, "--parallelism=2"]
+    process = fork_server.Started([*backfill, *flags], project.folder, printed)
     try:
         until(lambda: batch_workers(root), "no worker takes up work")
         batch_workers(root)[0].end(0.0)

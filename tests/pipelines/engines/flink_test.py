@@ -118,10 +118,12 @@ def test_workers_are_started_by_a_command(tmp_path: Path) -> None:
         assert found["env"] == {}
         # Without the variable it says that nobody but Tidemill is to start it.
         done = subprocess.run(
-            [found["command"], "--id=1-1", "--control_endpoint=x", "--logging_endpoint=x",
-             "--artifact_endpoint=x", "--provision_endpoint=x"],
-            capture_output=True, text=True, check=False, cwd="/",
-        )  # fmt: skip
+            [found["command"], "--id=1-1", "--provision_endpoint=x", "--semi_persist_dir=x"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+        )
         assert done.returncode == 2
         assert f"{WORKER} is not set" in done.stderr
 
