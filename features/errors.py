@@ -64,6 +64,7 @@ TidemillError
 │   ├── ClusterUnreachable            a process of a Flink cluster does not answer
 │   ├── EngineLost                    a process of the engine was lost, and the job with it
 │   ├── WorkerLacksModule             a worker cannot import the project
+│   ├── WorkerNotStarted              the command that is to start a job's worker has failed
 │   ├── WorkerCodeDiffers             a worker has other code than the program that submits
 │   ├── WrongBeamFlag (ValueError)    a Beam flag is not known, or not for a stream to take
 │   ├── RootNotShared                 an engine's workers cannot reach the root, a local folder
