@@ -171,6 +171,12 @@ def test_installed_package_is_the_wheels(installed: Installed) -> None:
         assert said == f"the user's own {room}\n"
 
 
+def test_installed_package_has_the_program_that_starts_a_worker(installed: Installed) -> None:
+    assert "a TaskManager of Flink runs it" in " ".join(
+        installed.run("tidemill-worker", "--help").split()
+    )
+
+
 def test_kernel_is_compiled_by_processes_and_once_for_equal_sources(installed: Installed) -> None:
     compile_kernel()  # that of the checkout
     code = "from tidemill.features.kernel.compilation import is_compiled; print(is_compiled())"

@@ -156,10 +156,9 @@ def test_what_is_wrong_with_a_command_that_starts_workers_ends_the_job_by_name(
     arguments = tmp_path / "jobs", "flink_test_project:project", ""
     with pytest.raises(WorkerLacksModule, match="No module named 'flink_test_project'"):
         run_job(up.process_flags, *arguments)
-    for program, why in (("/bin/false", "exit code 1"), ("/no/such", "No such file")):
-        config = f'--environment_config={{"command": "{program}"}}'
-        with pytest.raises(WorkerNotStarted, match=f"started by {program}: .*{why}"):
-            run_job([*up.process_flags, config], *arguments)
+    config = '--environment_config={"command": "/bin/false"}'
+    with pytest.raises(WorkerNotStarted, match="started by /bin/false: .* exit code 1;"):
+        run_job([*up.process_flags, config], *arguments)
     assert list((tmp_path / "jobs").iterdir()) == []
 
 
