@@ -157,7 +157,7 @@ def test_what_is_wrong_with_a_command_that_starts_workers_ends_the_job_by_name(
     with pytest.raises(WorkerLacksModule, match="No module named 'flink_test_project'"):
         run_job(up.process_flags, *arguments)
     config = '--environment_config={"command": "/bin/false"}'
-    with pytest.raises(WorkerNotStarted, match="started by /bin/false: .* exit code 1;"):
+    with pytest.raises(WorkerNotStarted, match=r"started by /bin/false: .* exit code 1;"):
         run_job([*up.process_flags, config], *arguments)
     assert list((tmp_path / "jobs").iterdir()) == []
 

@@ -272,13 +272,17 @@ def test_a_lost_process_is_no_error_of_a_worker_and_is_named() -> None:
 
 
 class _JobManager(BaseHTTPRequestHandler):
-    """Says of every job that it runs."""
+    """Says of every job that it runs, unless something else is to be said."""
+
+    state = "RUNNING"
+    reason = ""
 
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
-        job = {"jid": "1", "name": "the-job", "state": "RUNNING"}
-        self.wfile.write(json.dumps({"jobs": [job]}).encode())
+        job = {"jid": "1", "name": "the-job", "state": self.state}
+        found = {"root-exception": self.reason} if "exceptions" in self.path else {"jobs": [job]}
+        self.wfile.write(json.dumps(found).encode())
 
     def log_message(self, format: str, *_: object) -> None:
         pass
@@ -339,6 +343,31 @@ def test_a_worker_that_has_left_is_not_lost_and_one_that_refuses_ends_the_wait(
         attempt.report("another one says the same later")
         with pytest.raises(RuntimeError, match="WorkerLacksModule: no module"):
             job.wait(None, lambda: False)
+
+
+NO_ROOM = """java.lang.Exception: something
+\tat org.apache.flink.A(A.java:1)
+Caused by: java.io.IOException: Insufficient number of network buffers: required 512, but only 490 \
+available.
+\tat org.apache.flink.B(B.java:1)
+"""
+
+
+def test_a_job_in_batch_ends_by_itself_and_one_that_finds_no_memory_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_manager: str
+) -> None:
+    attempt = Attempt.below(tmp_path)
+    job = FlinkRun(FlinkPlace(job_manager), WorkerCode("", "", "", attempt), "the-job")
+    with attempt.submitted():
+        monkeypatch.setattr(_JobManager, "state", "FINISHED")
+        job.wait_for_end(None)
+        monkeypatch.setattr(_JobManager, "state", "FAILED")
+        monkeypatch.setattr(_JobManager, "reason", NO_ROOM)
+        with pytest.raises(ClusterUnreachable, match=r"lack memory .*required 512.*parallelism"):
+            job.wait_for_end(None)
+        monkeypatch.setattr(_JobManager, "reason", LOST)
+        with pytest.raises(EngineLost, match="no longer reachable"):
+            job.wait_for_end(None)
 
 
 NOT_RUN = """java.lang.RuntimeException
