@@ -23,7 +23,7 @@ from tidemill.pipelines.engines.choosing import (
     run,
 )
 from tidemill.pipelines.engines.flink import FlinkPlace, check_cluster, flink_options
-from tidemill.pipelines.engines.flink_jobs import attempted, end_abandoned, stop_job
+from tidemill.pipelines.engines.flink_jobs import attempted, end_abandoned
 from tidemill.pipelines.engines.flink_run import FlinkRun, flink_runner
 from tidemill.pipelines.engines.options import job_name, pipeline_options
 from tidemill.pipelines.engines.worker_code import WorkerCode
@@ -170,5 +170,4 @@ class BatchJobs:
             result = job.submit(pipeline)
             check_engine(result, self.choice)
             job.wait_for_end(result)
-        stop_job(attempt, 0.0)  # what is left of it has nothing to do any more
         return result

@@ -94,6 +94,8 @@ def record_job(attempt: Attempt, rest: str, name: str) -> None:
 def attempted(folder: Path) -> Iterator[Attempt]:
     """Begin an attempt; whatever happens in the block, no worker of it is left behind it.
 
+    Workers are killed at once: what they write is whole or not there, and wanted no more, or done.
+
     Args:
         folder: The folder of attempts.
 
@@ -105,6 +107,7 @@ def attempted(folder: Path) -> Iterator[Attempt]:
         try:
             yield attempt
         finally:
+            stop_job(attempt, 0.0)
             end_job(attempt)
 
 
