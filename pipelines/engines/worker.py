@@ -30,8 +30,6 @@ _LOOK_S: Final = 1.0
 
 _log: Final = logging.getLogger(__name__)
 
-_log: Final = logging.getLogger(__name__)
-
 
 def main(arguments: Sequence[str]) -> None:
     """Work until the job, or the pool, ends."""
