@@ -211,6 +211,7 @@ NOT_READ = {
     "forgotten/**/*": "it has tests of its own (tests/pipelines/forget)",
     "proof/*": "`verify --follow` reads it: `tests/pipelines/verify/follow/follow_test.py`",
     "generations/*/telemetry/**/*": "`status` does without it (tests/pipelines/status)",
+    "jobs/**/*": "a job in batch on Flink has it while it runs (tests/pipelines/engines)",
     "scratch/**/*": "only the run of a stage that wrote it reads it",
     "**/*.lock": "it is locked; what it holds is only shown (`tests/serving/files/locks_test.py`)",
     "**/.lock": "it is locked, not read",
