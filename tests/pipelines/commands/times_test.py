@@ -27,6 +27,7 @@ ELSEWHERE = {
     "init": "it writes a folder and names it",
     "archive": "tests/pipelines/archive",
     "export-archive": "tests/pipelines/export",
+    "reload": "tests/pipelines/commands/reload_test.py, since it takes a stream",
     "up": "tests/pipelines/servers",
     "down": "tests/pipelines/servers",
 }

@@ -66,6 +66,7 @@ def test_the_header_is_as_it_is_written_down() -> None:
         "SAVEPOINT_PART": 5,
         "PUBLISHED": 6,
         "UNANSWERED": 7,
+        "EXCHANGED": 8,
         "OPERATOR_HEAD": 16,
         "OPERATOR_SNAPSHOT": 17,
         "LOGGED_RELEASE": 18,
