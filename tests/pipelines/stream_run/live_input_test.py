@@ -121,7 +121,8 @@ def entrance(
         project=PROJECT,
         sources={
             name: SimpleNamespace(
-                kafka=SimpleNamespace(topic=name, quiet_us=SECOND, clock="wall", registry=None)
+                kafka=SimpleNamespace(topic=name, quiet_us=SECOND, clock="wall", registry=None),
+                max_rejected=1.0,
             )
             for name in ("paid", "asked")
         },
