@@ -225,9 +225,9 @@ class Log:
             schema = _empty(pieces[0], self._columns(source, pieces)).schema
             table = pa.Table.from_batches(self.batches(source, partition), schema)
             return table if columns is None else table.select(list(columns))
-        parts = []
+        parts, partitions = [], self.partitions(source)
         log = replace(self, declared={source: self.columns(source)})
-        for number in range(self.partitions(source)):
+        for number in range(partitions):
             table = log.read(source, number, columns)
             parts.append(
                 table.append_column(PARTITION, pa.array(np.full(len(table), number), pa.int64()))
