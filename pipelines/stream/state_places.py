@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -11,7 +10,7 @@ import pyarrow as pa
 
 from tidemill.pipelines.io.exchange.worker_end import ExchangePlace
 from tidemill.pipelines.io.framing import Bytes
-from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.serving.files.atomic_write import link_again, write_bytes
 
 
 class StatePlace(Protocol):
@@ -39,14 +38,11 @@ class OnDisk:
 
     def write(self, path: Path, data: Bytes) -> None:
         """Write a file; it replaces one of this name."""
-        with atomic_write(path) as unfinished:
-            unfinished.write_bytes(data)
+        write_bytes(path, data)
 
     def link(self, path: Path, other: Path) -> None:
         """Give a file another name; what a killed run has left there is replaced."""
-        other.parent.mkdir(parents=True, exist_ok=True)
-        other.unlink(missing_ok=True)
-        os.link(path, other)
+        link_again(path, other)
 
     def read(self, path: Path) -> bytes | None:
         """Read a file; None if there is none."""

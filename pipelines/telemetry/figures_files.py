@@ -30,7 +30,7 @@ from tidemill.pipelines.telemetry.figures import (
     Histogram,
     Snapshot,
 )
-from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.serving.files.atomic_write import write_bytes
 
 EVERY_S: Final = 0.5
 """How often a process writes its figures, in seconds."""
@@ -96,11 +96,6 @@ def decode(data: bytes) -> Snapshot | None:
         return None
 
 
-def _write(path: Path, data: bytes) -> None:
-    with atomic_write(path) as unfinished:
-        unfinished.write_bytes(data)
-
-
 class FiguresFiles:
     """The figures of a run's processes.
 
@@ -140,7 +135,7 @@ class FiguresFiles:
 
     @contextmanager
     def written(
-        self, figures: Figures, write: Callable[[Path, bytes], None] = _write
+        self, figures: Figures, write: Callable[[Path, bytes], None] = write_bytes
     ) -> Iterator[None]:
         """Write the figures of this process while the block runs, and once when it ends.
 

@@ -12,8 +12,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tidemill.serving.files.file_errors import named_for
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 
 @contextmanager
@@ -48,8 +52,20 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: Buffer) -> None:
+    """Write a file atomically."""
     with atomic_write(path) as unfinished:
-        unfinished.write_bytes(text.encode())
+        unfinished.write_bytes(data)
+
+
+def link_again(path: Path, other: Path) -> None:
+    """Give a file another name; what has that name is replaced, and its folder is made."""
+    other.parent.mkdir(parents=True, exist_ok=True)
+    other.unlink(missing_ok=True)
+    os.link(path, other)
 
 
 def wait_for_disk(path: Path) -> None:

@@ -11,7 +11,6 @@ was given up needs no waiting for workers that nobody reaches; stores refuse the
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +42,7 @@ from tidemill.pipelines.io.exchange.steps import HandedStep, HandOver, coder_of
 from tidemill.pipelines.io.exchange.worker_end import ExchangePlace
 from tidemill.pipelines.io.framing import Document
 from tidemill.pipelines.io.poll_source import PollSource
-from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.serving.files.atomic_write import link_again, write_bytes
 
 _WAIT_S: Final = 0.002
 _LOOK_S: Final = 0.005
@@ -235,13 +234,9 @@ class ProgramEnd:
                 raise DamagedState(f"{self._objects.shown}: {name}: no step {fields['step']!r}")
             step.take(one.blobs)
         elif one.key == Told.FILE:
-            with atomic_write(self._path(fields["path"])) as unfinished:
-                unfinished.write_bytes(one.blobs[0])
+            write_bytes(self._path(fields["path"]), one.blobs[0])
         elif one.key == Told.LINK:
-            path, other = self._path(fields["path"]), self._path(fields["other"])
-            other.parent.mkdir(parents=True, exist_ok=True)
-            other.unlink(missing_ok=True)
-            os.link(path, other)
+            link_again(self._path(fields["path"]), self._path(fields["other"]))
         elif one.key == Told.BEAT:
             self._report_taken(name, fields["taken"])
             if fields["read"] is not None:

@@ -22,16 +22,6 @@ from tests.support.s3_server import S3Server
 from tidemill.pipelines.run import paths
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
-    started = TestCluster(tmp_path_factory.mktemp("flink"))
-    try:
-        started.start()
-        yield started
-    finally:
-        started.close()
-
-
 @pytest.fixture
 def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     server = S3Server(tmp_path / "s3", free_port())

@@ -50,16 +50,6 @@ from tidemill.pipelines.servers.processes import RunningProcess
 from tidemill.pipelines.training.transform import analyse
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
-    started = TestCluster(tmp_path_factory.mktemp("flink"))
-    try:
-        started.start()
-        yield started
-    finally:
-        started.close()
-
-
 @pytest.fixture
 def up(cluster: TestCluster) -> TestCluster:
     """The cluster, all of whose processes run."""
