@@ -27,6 +27,7 @@ from tidemill.pipelines.engines.worker_code import WorkerCode
 
 _STATE_CACHE_BYTES: Final = 0
 _LOOK_S: Final = 1.0
+_LAST_WORD_S: Final = 5.0
 
 _log: Final = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ def work(control: str, worker: str, code: WorkerCode | None) -> None:
         _end_now()
 
     signal.signal(signal.SIGTERM, end)
+    threading.excepthook = _end_with_connection
     report_metrics_of_steps()
     if ending is not None:
         threading.Thread(target=_end_with_program, args=(ending,), daemon=True).start()
@@ -116,6 +118,21 @@ def work(control: str, worker: str, code: WorkerCode | None) -> None:
 def _end_now() -> NoReturn:
     atexit._run_exitfuncs()
     os._exit(0)
+
+
+def _end_with_connection(ended: threading.ExceptHookArgs) -> None:
+    """End this process when one of its connections to the engine has failed, and not the others.
+
+    Beam's worker ends with its control connection alone. With that of state or of data lost, it
+    would wait for ever for answers, and hold the attempt's lock meanwhile.
+    """
+    import grpc
+
+    threading.__excepthook__(ended)
+    if isinstance(ended.exc_value, grpc.RpcError):
+        time.sleep(_LAST_WORD_S)  # at the end of a job, connections end one by one
+        _log.error("the engine is lost: %s", ended.exc_value)
+        _end_now()
 
 
 def _end_with_program(code: WorkerCode) -> None:

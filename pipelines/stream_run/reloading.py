@@ -94,7 +94,9 @@ def live_settings(config: Configuration, say: Callable[[str], None]) -> Iterator
     """
     settings, generation, ended = LiveSettings(config), config.current.folder, threading.Event()
     try:
-        begun = asked(generation)  # it was read just now
+        # Also a request that came since the file was read, at this start, is answered.
+        answered = SettingsRecord.read(generation)
+        begun = 0 if answered is None else answered.number
     except StateError as error:
         say(str(error))
         begun = 0

@@ -30,6 +30,7 @@ from tests.support.stream_outputs import rows_in
 from tidemill.features.contract import MINUTE, SECOND
 from tidemill.pipelines.io.outputs import OutputFolder
 
+_SHOWN: Final = 20_000  # characters of what a stream has said
 PROJECT: Final = """
 from tidemill import (
     Entity, EventStream, FeatureView, Project, Request, col, count, last, mean, sum
@@ -272,6 +273,9 @@ class LiveProject:
         process = self.start_stream(*arguments)
         try:
             yield process
+        except BaseException:
+            print(f"status {process.poll()}; the streams have said:\n{self.log()[-_SHOWN:]}")
+            raise
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
 from tests.support.memory_topics import MemoryTopics, TopicProject
+from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.recovery.savepoints import Savepoint
-from tidemill.pipelines.stream_run.reloading import LiveSettings
+from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream_run.reloading import LiveSettings, live_settings
 from tidemill.pipelines.telemetry.settings_record import SettingsRecord, ask, asked
 
 
@@ -84,8 +87,9 @@ def generation_of(project: LiveProject) -> Path:
 
 
 def wait_for_answer(generation: Path, number: int) -> SettingsRecord:
+    deadline = time.monotonic() + 60
     while (found := SettingsRecord.read(generation)) is None or found.number < number:
-        pass
+        assert time.monotonic() < deadline
     return found
 
 
@@ -99,6 +103,25 @@ def test_a_request_is_answered_once_whoever_asks(tmp_path: Path) -> None:
     assert [ask(tmp_path), ask(tmp_path)] == [1, 2]
     SettingsRecord(7, "run", 1).write(tmp_path)
     assert ask(tmp_path) == 8
+
+
+def test_a_request_that_comes_while_a_stream_starts_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = MemoryTopics()
+    topics.install(monkeypatch)
+    config = TopicProject(tmp_path / "shop", topics).config()
+    backfill(config, QuietProgress())
+    generation = config.current.folder
+    number = ask(generation)  # after the file was read, before the stream takes requests
+    with live_settings(config, pytest.fail):
+        assert wait_for_answer(generation, number).number == number
+    with live_settings(config, pytest.fail):  # which is answered, and stays so
+        time.sleep(1)
+        found = SettingsRecord.read(generation)
+    assert found is not None
+    assert found.number == number
+    assert ask(generation) == number + 1
 
 
 def test_a_file_that_is_gone_changes_nothing(tmp_path: Path) -> None:
