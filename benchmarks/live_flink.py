@@ -58,6 +58,11 @@ def _adapted(
     project.flags = cluster.flags
 
 
+def _said(figures: list[Figure]) -> list[Figure]:
+    print(*(f"{one.name} {one.value:,.2f} {one.unit}" for one in figures), sep="; ", flush=True)
+    return figures
+
+
 def run(quick: bool, effort: Effort) -> list[Figure]:
     """Run the benchmark."""
     seconds = max(3 * effort.seconds, 2.0)
@@ -88,24 +93,19 @@ def run(quick: bool, effort: Effort) -> list[Figure]:
                 for number, (name, adapt) in enumerate(places.items()):
                     for rate in rates:
                         place = folder / f"{number}-{rate}"
-                        out += latency(place, broker, name, "exact", rate, seconds, adapt)
-                        print(
-                            *(f"{one.name} {one.value:,.1f} {one.unit}" for one in out[-3:]),
-                            sep="; ",
-                            flush=True,
-                        )
+                        out += _said(latency(place, broker, name, "exact", rate, seconds, adapt))
                 if quick:
                     return out
                 for number, (name, adapt) in enumerate(places.items()):
                     place = folder / f"full-{number}"
-                    out += sustained(
-                        place, broker, name, BACKLOG_ROWS, effort.pairs, adapt, sinks=False
-                    )
+                    rows, pairs = BACKLOG_ROWS, effort.pairs
+                    out += _said(sustained(place, broker, name, rows, pairs, adapt, sinks=False))
                 for number, (name, adapt) in enumerate(places.items()):
                     place = folder / f"large-{number}"
                     large, kernel = LARGE_BACKLOG["arrow"], KERNEL_ROWS
-                    out += large_messages(
-                        place, broker, "arrow", large, kernel, effort.pairs, name, adapt
+                    pairs = effort.pairs
+                    out += _said(
+                        large_messages(place, broker, "arrow", large, kernel, pairs, name, adapt)
                     )
             finally:
                 cluster.close()

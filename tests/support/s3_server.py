@@ -34,6 +34,7 @@ class S3Server:
         self._keys = secrets.token_hex(8), secrets.token_hex(16)
         self._process: subprocess.Popen[bytes] | None = None
         (folder / "objects" / BUCKET).mkdir(parents=True)
+        (folder / "metadata").mkdir()
 
     @property
     def url(self) -> str:
@@ -56,7 +57,14 @@ class S3Server:
         assert BINARY.exists(), f"{BINARY} is missing: run `make s3`"
         access, secret = self._keys
         command = [str(BINARY), "--access", access, "--secret", secret]
-        command += ["--port", f"{HOST}:{self.port}", "--quiet", "posix", "--nometa"]
+        command += [
+            "--port",
+            f"{HOST}:{self.port}",
+            "--quiet",
+            "posix",
+            "--sidecar",
+            str(self.folder / "metadata"),
+        ]
         with (self.folder / "s3.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, str(self.folder / "objects")],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from tests.support.redis_server import free_port
@@ -39,7 +40,7 @@ def test_what_was_put_is_listed_and_read_until_it_is_removed(objects: Objects) -
     assert objects.get("a/b/1") is None
     objects.put("a/b/1", b"one")
     objects.put("a/b/2", b"")
-    objects.put("a/c", memoryview(b"x" * (6 << 20)))
+    objects.put("a/c", memoryview(b"x" * (6 << 20)))  # in one request
     assert objects.names() == ["a/b/1", "a/b/2", "a/c"]
     assert objects.names("a/b") == ["a/b/1", "a/b/2"]
     for name, data in (("a/b/1", b"one"), ("a/b/2", b""), ("a/c", b"x" * (6 << 20))):
@@ -52,6 +53,15 @@ def test_what_was_put_is_listed_and_read_until_it_is_removed(objects: Objects) -
     objects.remove_folder("a")
     objects.remove_folder("a")
     assert objects.names() == []
+
+
+def test_a_large_object_is_whole(objects: Objects) -> None:
+    data = b"0123456789abcdef" * (2 << 20)  # of several parts, each in a request of its own
+    for _ in range(2):
+        objects.put("a/large", data)
+        found = objects.get("a/large")
+        assert found is not None
+        assert found.equals(pa.py_buffer(data))
 
 
 def test_what_is_read_stays_when_it_is_removed(objects: Objects) -> None:
