@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import KafkaError, for_code
+from kafka.errors import (
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    KafkaError,
+    NotCoordinatorError,
+    for_code,
+)
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 from kafka.structs import OffsetAndMetadata
 
@@ -17,6 +24,13 @@ from tidemill.pipelines.io.kafka.connection import Connection
 from tidemill.pipelines.io.kafka.kafka_python.failures import translated
 from tidemill.pipelines.io.kafka.kafka_python.options import options
 
+_COORDINATOR_S: Final = 10.0
+_AGAIN_S: Final = 0.2
+_NO_COORDINATOR: Final = (
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    NotCoordinatorError,
+)
 _Answer = TypeVar("_Answer")
 
 
@@ -79,10 +93,24 @@ class KafkaPythonAsker:
             TopicPartition(*where): OffsetAndMetadata(position, "", -1)
             for where, position in positions.items()
         }
-        results = _asked(lambda: self._admin.alter_group_offsets(group, offsets), doing)
+        results = _asked(lambda: self._alter(group, offsets), doing)
         for where, result in results.items():
             if result.errno:
                 raise translated(result(f"{where.topic} {where.partition}"), doing)
+
+    def _alter(self, group: str, offsets: dict[TopicPartition, OffsetAndMetadata]) -> Any:
+        """Ask again while the cluster has no coordinator: it makes one at the first commit of all.
+
+        Other calls of the library do so themselves.
+        """
+        deadline_s = time.monotonic() + _COORDINATOR_S
+        while True:
+            try:
+                return self._admin.alter_group_offsets(group, offsets)
+            except _NO_COORDINATOR:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(_AGAIN_S)
 
     def largest_message(self, topic: str) -> int | None:
         """See `client.Asker.largest_message`."""

@@ -24,7 +24,7 @@ from tests.pipelines.io.kafka.cluster import (
 from tests.pipelines.io.kafka.conftest import NewReader, NewWriter
 from tests.support.kafka_broker import TestBroker
 from tidemill.features.errors import BrokerError, BrokerUnreachable, MessagesNotWritten
-from tidemill.pipelines.io.kafka.client import Partition
+from tidemill.pipelines.io.kafka.client import Client, Partition
 from tidemill.pipelines.io.kafka.connection import Connection
 from tidemill.pipelines.io.kafka.writer import Writer
 
@@ -51,6 +51,16 @@ def running(broker: TestBroker) -> None:
 def connection(broker: TestBroker) -> Connection:
     """How to connect to it."""
     return connection_to(broker)
+
+
+def test_the_first_commit_of_all_waits_for_a_coordinator(
+    broker: TestBroker, client: Client, connection: Connection
+) -> None:
+    """It is the first test, since the broker makes the topic of offsets for it."""
+    topic = new_topic(broker, 1)
+    asker = client.asker(connection)
+    asker.commit(f"group-{topic}", {Partition(topic, 0): 0})
+    asker.close()
 
 
 def test_readers_and_writers_go_on_when_a_killed_broker_comes_back(
