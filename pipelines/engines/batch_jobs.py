@@ -131,7 +131,9 @@ class BatchJobs:
         while True:
             try:
                 end_abandoned(self.attempts)
-                with attempted(self.attempts) as attempt:
+                # Its workers are killed: what they write is whole or not there, and wanted no
+                # more, or done.
+                with attempted(self.attempts, patience_s=0.0) as (attempt, _):
                     return self._run_on_flink(place, attempt, step, wire)
             except EngineLost as error:
                 lost += 1

@@ -13,11 +13,11 @@ import shutil
 import socket
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tidemill.features.errors import DamagedState, ServerNotStopped
 from tidemill.pipelines.io.attempts import Attempt
@@ -25,6 +25,9 @@ from tidemill.pipelines.servers.flink_cluster import ask_rest
 from tidemill.pipelines.servers.processes import RunningProcess
 from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.files.file_errors import named_for
+
+if TYPE_CHECKING:
+    from tidemill.pipelines.io.exchange.program_end import ProgramEnd
 
 RUNNING: Final = "RUNNING"
 FINISHED: Final = "FINISHED"
@@ -90,24 +93,35 @@ def record_job(attempt: Attempt, rest: str, name: str) -> None:
     write_text(attempt.job, json.dumps({"rest": rest, "name": name}))
 
 
-@contextmanager
-def attempted(folder: Path) -> Iterator[Attempt]:
-    """Begin an attempt; whatever happens in the block, no worker of it is left behind it.
+Meeting = Callable[[str], AbstractContextManager["ProgramEnd"]]
+"""Opens the program's end of an exchange for a job of a name."""
 
-    Workers are killed at once: what they write is whole or not there, and wanted no more, or done.
+
+@contextmanager
+def attempted(
+    folder: Path, patience_s: float = _EXIT_S, meeting: Meeting | None = None
+) -> Iterator[tuple[Attempt, ProgramEnd | None]]:
+    """Begin an attempt; whatever happens in the block, no worker of it is left behind it.
 
     Args:
         folder: The folder of attempts.
+        patience_s: How long its workers may take to end by themselves; 0.0 kills them at once.
+        meeting: Opens the exchange in which its workers meet the program, which is closed after the
+            job has ended, and while the attempt is still locked; None for workers that share the
+            program's disk.
+
+    Yields:
+        The attempt, and the program's end of the exchange.
 
     Raises:
         ServerNotStopped: A worker cannot be ended.
     """
     attempt = Attempt.below(folder)
-    with attempt.submitted():
+    with attempt.submitted(), ExitStack() as opened:
         try:
-            yield attempt
+            yield attempt, None if meeting is None else opened.enter_context(meeting(attempt.name))
         finally:
-            stop_job(attempt, 0.0)
+            stop_job(attempt, patience_s)
             end_job(attempt)
 
 

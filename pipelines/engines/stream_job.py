@@ -8,7 +8,7 @@ process. On Flink the source stays, and the workers are other processes: the job
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from tidemill.pipelines.engines.choosing import (
 )
 from tidemill.pipelines.engines.choosing import run as run_to_end
 from tidemill.pipelines.engines.flink import FlinkPlace, flink_options
-from tidemill.pipelines.engines.flink_jobs import end_job, stop_job
+from tidemill.pipelines.engines.flink_jobs import Meeting, attempted, stop_job
 from tidemill.pipelines.engines.flink_run import FlinkRun, flink_runner
 from tidemill.pipelines.engines.options import job_name, pipeline_options
 from tidemill.pipelines.engines.worker_code import WorkerCode
@@ -134,7 +134,7 @@ def stream_job(
     reference: str,
     definitions: str,
     attempts: Path,
-    meeting: Callable[[str], AbstractContextManager[ProgramEnd]] | None = None,
+    meeting: Meeting | None = None,
 ) -> Iterator[StreamJob]:
     """Make the job of a stream; whatever happens in the block, no worker is left behind it.
 
@@ -150,13 +150,7 @@ def stream_job(
     if choice.flink is None:
         yield StreamJob(choice, project)
         return
-    attempt = Attempt.below(attempts)
-    with attempt.submitted(), ExitStack() as opened:
-        try:
-            # Closed before the lock is free, and after the job has ended.
-            end = None if meeting is None else opened.enter_context(meeting(attempt.name))
-            meets = None if end is None else end.place
-            code = WorkerCode.here(reference, definitions, attempt, meets)
-            yield _FlinkJob(choice, project, choice.flink, code, end)
-        finally:
-            end_job(attempt)
+    with attempted(attempts, meeting=meeting) as (attempt, end):
+        meets = None if end is None else end.place
+        code = WorkerCode.here(reference, definitions, attempt, meets)
+        yield _FlinkJob(choice, project, choice.flink, code, end)

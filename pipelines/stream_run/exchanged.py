@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.engines.choosing import EngineChoice
+from tidemill.pipelines.engines.flink_jobs import Meeting
 from tidemill.pipelines.io.exchange.program_end import ProgramEnd, exchange
 from tidemill.pipelines.publish.publish import PublishToStore
 from tidemill.pipelines.recovery.resume import Start
@@ -22,26 +23,42 @@ from tidemill.serving.generations.current import Current
 from tidemill.serving.stores.online_places import SqlitePlace
 
 
-def meeting_of(
-    config: Configuration, current: Current
-) -> Callable[[str], AbstractContextManager[ProgramEnd]] | None:
-    """Return what opens an exchange for a job of a name; None if the configuration names none.
+def check_exchange(config: Configuration, choice: EngineChoice, say: Callable[[str], None]) -> None:
+    """Check that an exchange which the configuration names can be used, before a stream begins.
 
     Args:
         config: The configuration.
-        current: The folders of the stream.
+        choice: The engine.
+        say: Says that the engine leaves the exchange unused, because it has no workers elsewhere.
 
     Raises:
         ConfigurationError: The online store is a file, which workers elsewhere do not have.
     """
     if config.stream.exchange is None:
-        return None
-    if isinstance(config.online_store, SqlitePlace):
+        return
+    if not choice.has_workers:
+        say(f"stream.exchange is not used: the engine {choice.name!r} has no workers elsewhere")
+    elif isinstance(config.online_store, SqlitePlace):
         raise ConfigurationError(
             "stream.exchange: workers that share no disk with this program do not reach the online "
             f"store {config.online_store.path}; let online_store be Redis, or leave out the "
             "exchange"
         )
+
+
+def meeting_of(config: Configuration, current: Current, choice: EngineChoice) -> Meeting | None:
+    """Return what opens an exchange for a job of a name.
+
+    Args:
+        config: The configuration; `check_exchange` has passed it.
+        current: The folders of the stream.
+        choice: The engine.
+
+    Returns:
+        None if the configuration names no exchange, or the engine has no workers elsewhere.
+    """
+    if config.stream.exchange is None or not choice.has_workers:
+        return None
     figures = figures_files(current.folder).folder
     writes = current.stream_folder / paths.SAVEPOINTS, figures
     id_, taken = root_id(config.root), partial(write_taken, figures)

@@ -64,7 +64,7 @@ from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.output_folders import join_outputs
 from tidemill.pipelines.stream.state_files import savepoint_folder
-from tidemill.pipelines.stream_run.exchanged import meeting_at, meeting_of
+from tidemill.pipelines.stream_run.exchanged import check_exchange, meeting_at, meeting_of
 from tidemill.pipelines.stream_run.keeper import Keeper
 from tidemill.pipelines.stream_run.kept_memory import kept_memory
 from tidemill.pipelines.stream_run.live_input import LiveInput
@@ -142,6 +142,8 @@ def stream(
         Locked: Another process runs a stream of the generation.
         BrokerError: A topic cannot be read, or not be written to.
         WrongBeamFlag: The engine does not take a flag.
+        ConfigurationError: The engine has workers that share no disk with this program, and the
+            online store is a file.
         ClusterUnreachable: The engine is Flink, and its cluster does not answer.
         EngineLost: The engine has lost the job again and again, before another savepoint.
         RootNotShared: The engine is Dataflow.
@@ -151,6 +153,7 @@ def stream(
     choice = stream_engine(config.stream.engine, engine, beam_flags)
     if choice.engine is Engine.DATAFLOW:
         refuse_local_places(config.root, local_places(config))
+    check_exchange(config, choice, progress.say)
     restarts = Restarts(progress.say)
     with (
         _alone(config, wait=wait) as pinned,
@@ -340,7 +343,7 @@ def _run(
         stage.note(choice.why)
         shown = config.project_name, project.hash
         jobs = start.current.engine_jobs
-        meeting = meeting_of(config, start.current)
+        meeting = meeting_of(config, start.current, choice)
         with stream_job(choice, project.name, *shown, jobs, meeting) as job, delivery.taking():
             pipeline, exchange = job.pipeline(), job.exchange
             if exchange is not None:

@@ -16,7 +16,6 @@ from tests.support.archives import WrittenArchive
 from tests.support.exports import (
     CARD,
     ORDER,
-    Said,
     archive_rows,
     check_files,
     check_same,
@@ -26,6 +25,7 @@ from tests.support.exports import (
     table_rows,
 )
 from tests.support.memory_topics import PAYMENTS
+from tests.support.said import Said
 from tidemill.features.contract import TIME_MAX, TIME_MIN
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.export.export_archive import export_archive

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.said import Said
 from tests.support.streaming_project import (
     PARTITIONS,
     PROJECT,
@@ -234,16 +235,6 @@ def test_the_training_table_holds_the_labels(
         else:
             assert (found["label"], found["label_time"]) == (None, None)
     assert labelled > 3
-
-
-class Said(QuietProgress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def test_a_training_table_without_any_label_is_said(tmp_path: Path) -> None:

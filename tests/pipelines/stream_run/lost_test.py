@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from tests.support.memory_topics import PROJECT, MemoryTopics, TopicProject
+from tests.support.said import Said
 from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.features.errors import InputError, PositionOutOfRange, RecreatedTopic
 from tidemill.pipelines.commands.follow_proof import content, line
@@ -33,17 +34,6 @@ from tidemill.pipelines.verify.compare_lost import compare_lost
 from tidemill.pipelines.verify.findings import Findings
 from tidemill.pipelines.verify.follow.follow import FollowOptions, follow
 from tidemill.pipelines.verify.verify import verify
-
-
-class Said(QuietProgress):
-    """Keeps what a person is told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.texts: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.texts.append(text)
 
 
 @pytest.fixture
@@ -98,7 +88,7 @@ def test_what_is_lost_stops_the_stream_until_exactly_that_is_accepted(
         said = Said()
         with pytest.raises(PositionOutOfRange, match="--accept-lost all-"):
             project.stream(monkeypatch, said, resume=True, accept_lost=some)
-        assert [one for one in options if any(one in text for text in said.texts)] == options
+        assert [one for one in options if any(one in text for text in said.lines)] == options
     last = project.live.polls.last()
     assert last is not None
     assert last.encode() == before.encode()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.memory_topics import NAMES, MemoryTopics, TopicProject
+from tests.support.said import Said
 from tests.support.stream_outputs import rows_in
 from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.features.errors import InputError, StateMismatch
@@ -20,17 +21,6 @@ from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.verify.explain import explain
 from tidemill.pipelines.verify.verify import verify
-
-
-class Said(QuietProgress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def answers(project: TopicProject) -> dict[str, dict[str, Any]]:

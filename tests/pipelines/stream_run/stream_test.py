@@ -19,6 +19,7 @@ import pytest
 from tests.support.builds import make_build
 from tests.support.folders import build_of, stream_of
 from tests.support.lock_holder import lock_holder
+from tests.support.said import Said
 from tests.support.strategies import to_batch
 from tests.support.stream_outputs import rows_in
 from tests.support.streaming_project import ENGINES, Row, arrivals, configuration
@@ -99,7 +100,11 @@ def asked_after_the_cut(rows: dict[str, list[Row]]) -> list[Row]:
 def test_every_request_is_answered_with_the_batch_values(
     engine: str, config: Configuration, rows: dict[str, list[Row]]
 ) -> None:
-    summary = stream(config, QuietProgress(), engine=engine)
+    exchange = config.root / "exchange"
+    unused = replace(config.stream, exchange=f"file://{exchange}")
+    summary = stream(replace(config, stream=unused), said := Said(), engine=engine)
+    assert [line for line in said.lines if "stream.exchange is not used" in line] == said.lines[:1]
+    assert not exchange.exists()
     asked = asked_after_the_cut(rows)
     assert (summary["requests"], summary["predictions"]) == (len(asked), len(asked))
     assert (summary["unanswered"], summary["rejected"], summary["late"]) == (0, 0, 0)

@@ -25,6 +25,7 @@ from tests.support.proof_run import (
     score_without_models,
     write_sources,
 )
+from tests.support.said import Said
 from tests.support.stream_outputs import outputs_of, put_outputs, table_in
 from tidemill import Label, col
 from tidemill.features.contract import HOUR
@@ -104,14 +105,6 @@ def proven(config: Configuration) -> dict[str, Any]:
     assert figures["first_mismatches"] == []
     assert figures["mismatches"] == 0
     return figures
-
-
-class Said(QuietProgress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.mark.parametrize("engine", ["fnapi", "prism"])
