@@ -25,6 +25,7 @@ from typing import Final
 import pyarrow as pa
 
 from tidemill.features import errors
+from tidemill.serving.cores import usable_cores
 
 MOST: Final = 4
 """How many processes there are at most, because each needs memory for its own piece of work."""
@@ -158,11 +159,6 @@ def _die_with_parent() -> None:
             os._exit(1)
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 _running: list[Processes] = []
 
 
@@ -178,7 +174,7 @@ def sharing(handler: Handler) -> Iterator[None]:
     Args:
         handler: What a process does with a task.
     """
-    count = min(cores(), MOST)
+    count = min(usable_cores(), MOST)
     if count < 2 or threading.active_count() > 1:
         yield
         return

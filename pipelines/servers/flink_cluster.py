@@ -45,7 +45,7 @@ from tidemill.pipelines.servers.java import find_java
 from tidemill.pipelines.servers.kafka_settings import HOST
 from tidemill.pipelines.servers.locked_jars import FLINK
 from tidemill.pipelines.servers.ports import require_free
-from tidemill.pipelines.servers.processes import RunningProcess, last_words, start
+from tidemill.pipelines.servers.processes import RunningProcess, await_answer, start
 from tidemill.pipelines.servers.python_path import python_command
 from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.files.file_errors import named_for
@@ -54,7 +54,6 @@ START_S: Final = 180.0
 """How long a process may take to start; on an idle machine each takes some seconds."""
 
 _ANSWER_S: Final = 5.0
-_LOOK_S: Final = 0.05
 _SENT: Final = re.compile(
     "beam-(model|runners|sdks)-|classgraph-|flink-(?!shaded-|rpc-akka-)|gcsio-|google-|guava-"
     "|jackson-|kryo-|util-"
@@ -151,22 +150,8 @@ class ClusterServer(abc.ABC):
             ServerNotStarted: It ended, or did not answer in time.
         """
         assert self.process is not None
-        deadline_s = time.monotonic() + timeout_s
-        while True:
-            # A process that could not bind its port has ended, whoever answers there.
-            answers = self.answers()
-            if not self.process.is_alive():
-                raise ServerNotStarted(
-                    f"{self.name} ended while it started; {last_words(self.log)}"
-                )
-            if answers:
-                return
-            if time.monotonic() > deadline_s:
-                raise ServerNotStarted(
-                    f"{self.name} did not answer on port {self.port} within {timeout_s:.0f} s; "
-                    f"{last_words(self.log)}"
-                )
-            time.sleep(_LOOK_S)
+        where = f"on port {self.port}"
+        await_answer(self.name, where, self.log, timeout_s, self.process.is_alive, self.answers)
 
     def _java(self, heap_mb: int, *arguments: str) -> list[str]:
         classes = os.pathsep.join(map(str, fetched_jars(FLINK)))

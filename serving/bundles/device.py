@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from tidemill.serving.bundles.tensorflow_start import load_tensorflow
+from tidemill.serving.cores import usable_cores
 
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 _WIDEST: Final = (
@@ -38,13 +38,9 @@ def device_stamp() -> str:
     if gpus:
         details = tf.config.experimental.get_device_details(gpus[0])
         return f"GPU {details.get('device_name', 'unknown')}"
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or _usable_cores()
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or usable_cores()
     info = _CPU_INFO.read_text() if _CPU_INFO.exists() else ""
     return cpu_stamp(platform.machine(), info, threads, os.environ)
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def cpu_stamp(machine: str, info: str, threads: int, environment: Mapping[str, str]) -> str:

@@ -14,7 +14,6 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ import sqlalchemy
 
 from tests.support.redis_server import package_folder
 from tests.support.shared_folder import shared_folder
+from tidemill.pipelines.servers.processes import await_answer
 
 CHOICE = "TIDEMILL_TEST_POSTGRESQL"
 """The environment variable that chooses another server: an SQLAlchemy URL, with a user who may make
@@ -133,17 +133,13 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
             start_new_session=True,
             **user,
         )
-    _wait(server, folder, log)
+    ready, where = data / "postmaster.pid", f"in {folder}"
+
+    def answers() -> bool:
+        return ready.exists() and "ready" in ready.read_text()
+
+    await_answer("PostgreSQL", where, log, _START_S, lambda: server.poll() is None, answers)
     return server
-
-
-def _wait(server: subprocess.Popen[bytes], folder: Path, log: Path) -> None:
-    deadline_s = time.monotonic() + _START_S
-    ready = folder / "data" / "postmaster.pid"
-    while not (ready.exists() and "ready" in ready.read_text()):
-        if server.poll() is not None or time.monotonic() > deadline_s:
-            raise RuntimeError(f"PostgreSQL did not start:\n{log.read_text()[-2_000:]}")
-        time.sleep(0.01)
 
 
 def _other_user() -> dict[str, Any]:

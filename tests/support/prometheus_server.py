@@ -11,12 +11,13 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tidemill.pipelines.servers.processes import await_answer
 
 _START_S = 120.0
 
@@ -55,7 +56,16 @@ def prometheus(server: Path, folder: Path, configuration: str) -> Iterator[int]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prometheus.yml").write_text(configuration)
     port = free_port()
-    with (folder / "prometheus.log").open("wb") as log:
+    log = folder / "prometheus.log"
+
+    def answers() -> bool:
+        try:
+            asked(port, "status/runtimeinfo")
+        except OSError:
+            return False
+        return True
+
+    with log.open("wb") as output:
         process = subprocess.Popen(
             [
                 server,
@@ -64,20 +74,12 @@ def prometheus(server: Path, folder: Path, configuration: str) -> Iterator[int]:
                 f"--web.listen-address=127.0.0.1:{port}",
                 "--storage.tsdb.retention.size=32MB",
             ],
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
         )
     try:
-        deadline = time.monotonic() + _START_S
-        while True:
-            try:
-                asked(port, "status/runtimeinfo")
-                break
-            except OSError:
-                said = (folder / "prometheus.log").read_text()
-                assert process.poll() is None, said
-                assert time.monotonic() < deadline, said
-                time.sleep(0.1)
+        where = f"on port {port}"
+        await_answer("Prometheus", where, log, _START_S, lambda: process.poll() is None, answers)
         yield port
     finally:
         process.kill()

@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -25,6 +24,7 @@ from redis.retry import Retry
 
 from tests.support.certificates import Certificate
 from tests.support.tls_proxy import TlsProxy
+from tidemill.pipelines.servers.processes import await_answer
 from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
 
 HOST = "127.0.0.1"
@@ -114,23 +114,21 @@ class RedisServer:
             clients = self.options["tls-auth-clients"] == "yes"
             self._proxy = TlsProxy((HOST, self.port), (HOST, free_port()), self.tls, clients)
             self._proxy.start()
-        self._process = subprocess.Popen(self._command(), stdout=log.open("ab"), stderr=-2)
-        deadline_s = time.monotonic() + _START_S
-        while True:
+        process = subprocess.Popen(self._command(), stdout=log.open("ab"), stderr=-2)
+        self._process, where = process, f"on port {self.port}"
+
+        def answers() -> bool:
             try:
                 self.client().ping()
-                return
             except redis.AuthenticationError:
-                return  # the default user has a password, so it answers
+                return True  # the default user has a password, so it answers
             except redis.BusyLoadingError:
-                if not until_loaded:
-                    return
-                time.sleep(0.01)
+                return not until_loaded
             except redis.ConnectionError:
-                if self._process.poll() is not None or time.monotonic() > deadline_s:
-                    end = log.read_text()[-2_000:]
-                    raise RuntimeError(f"redis-server did not start:\n{end}") from None
-                time.sleep(0.01)
+                return False
+            return True
+
+        await_answer("redis-server", where, log, _START_S, lambda: process.poll() is None, answers)
 
     def _command(self) -> list[str]:
         words = [str(program()), "--dir", str(self.folder), "--bind", self.host]

@@ -7,18 +7,17 @@ import os
 import secrets
 import signal
 import subprocess
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from tests.support.markdown import ROOT
 from tidemill.pipelines.servers.kafka_settings import HOST
+from tidemill.pipelines.servers.processes import await_answer
 
 BINARY: Final = ROOT / ".tidemill" / "bin" / "versitygw"
 BUCKET: Final = "exchange"
 _STARTS_S: Final = 30.0
-_LOOK_S: Final = 0.05
 
 
 class S3Server:
@@ -65,19 +64,19 @@ class S3Server:
             "--sidecar",
             str(self.folder / "metadata"),
         ]
-        with (self.folder / "s3.log").open("ab") as log:
-            self._process = subprocess.Popen(
+        log, where = self.folder / "s3.log", f"on port {self.port}"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
                 [*command, str(self.folder / "objects")],
                 cwd=self.folder,
                 env={**os.environ},
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        deadline_s = time.monotonic() + _STARTS_S
-        while not self._answers():
-            assert self._process.poll() is None, (self.folder / "s3.log").read_text()
-            assert time.monotonic() < deadline_s, (self.folder / "s3.log").read_text()
-            time.sleep(_LOOK_S)
+        self._process = process
+        await_answer(
+            "versitygw", where, log, _STARTS_S, lambda: process.poll() is None, self._answers
+        )
 
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection(HOST, self.port, timeout=1)

@@ -14,7 +14,7 @@ BEGIN = """
 import os, signal, sys, time
 from tidemill.features.errors import InputError
 from tidemill.pipelines.run import processes
-processes.cores = lambda: 2
+processes.usable_cores = lambda: 2
 
 def work(task):
     if task == "wrong":
