@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks.measure import FULL, QUICK, Effort, Report, table
+from benchmarks.measure import FULL, QUICK, Effort, Figure, Report, table
 
 NAMES: Final = (
     "kernel",
@@ -62,6 +62,19 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _measure_here(name: str, quick: bool, effort: Effort, results: Path) -> None:
     figures = importlib.import_module(f"benchmarks.{name}").run(quick, effort)
+    write(name, quick, effort, figures, results)
+
+
+def write(name: str, quick: bool, effort: Effort, figures: Sequence[Figure], results: Path) -> None:
+    """Write the report of a benchmark.
+
+    Args:
+        name: The benchmark.
+        quick: Whether the times mean nothing.
+        effort: How hard it measured.
+        figures: What it found.
+        results: The folder of the report.
+    """
     command = f"python -m benchmarks {name}" + (" --quick" if quick else "")
     command += f" --pairs {effort.pairs} --seconds {effort.seconds:g}"
     Report(name, command, quick, figures=figures).write(results)

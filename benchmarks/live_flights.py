@@ -30,6 +30,7 @@ from kafka import KafkaConsumer
 from benchmarks.measure import AnswersDiffer, Effort, Figure
 from tests.support import fork_server
 from tests.support.kafka_broker import TestBroker
+from tests.support.live_project import Program
 from tidemill.examples.flights.live import TOPICS, configuration
 from tidemill.examples.flights.live_data import prepare
 from tidemill.examples.flights.live_producer import messages
@@ -136,13 +137,21 @@ def train(folder: Path) -> int:
 
 
 @contextmanager
-def streaming(folder: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a stream while the block runs; it reads its topics when the block begins."""
+def streaming(folder: Path, log: Path, *, alone: bool) -> Iterator[Program]:
+    """Run a stream while the block runs; it reads its topics when the block begins.
+
+    Args:
+        folder: Where it runs.
+        log: What it prints.
+        alone: Whether it imports all anew, and is not forked from a process that has.
+    """
     command = [sys.executable, "-c", _COMMAND, "stream"]
-    with (
-        log.open("w") as file,
-        subprocess.Popen(command, cwd=folder, stdout=file, stderr=file) as stream,
-    ):
+    with log.open("w") as file:
+        stream: Program = (
+            subprocess.Popen(command, cwd=folder, stdout=file, stderr=file)
+            if alone
+            else fork_server.Started(("stream",), folder, log)
+        )
         try:
             deadline = time.monotonic() + _WAIT_S
             while not any(folder.glob("run/generations/*/live/topics.json")):
@@ -153,6 +162,7 @@ def streaming(folder: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             if stream.poll() is None:
                 stream.kill()
+            stream.wait()
 
 
 def latency(
@@ -164,6 +174,8 @@ def latency(
     rows: int,
     seconds: float,
     client: str = KAFKA_PYTHON,
+    *,
+    alone: bool = True,
 ) -> list[Figure]:
     """Measure the latency of a steady stream of flights.
 
@@ -176,6 +188,7 @@ def latency(
         rows: How many messages the month has.
         seconds: How long is measured, or until the month is over.
         client: The client library that reads and writes the topics of the stream.
+        alone: Whether the stream imports all anew.
 
     Raises:
         AnswersDiffer: A prediction has no score, a value differs, or nothing was answered.
@@ -195,7 +208,7 @@ def latency(
         go, sent, done = folder / "go", folder / "sent.json", folder / "done"
         log = folder / "stream.log"
         reader = Reader(bootstrap)
-        with streaming(folder, log) as stream:
+        with streaming(folder, log, alone=alone) as stream:
             reader.start()
             load = [sys.executable, "-m", "benchmarks.live_flights", str(folder / "data")]
             how = [bootstrap, str(rate), str(_WARM_S + seconds), str(go), str(sent), str(done)]
@@ -322,7 +335,7 @@ def run(quick: bool, effort: Effort) -> list[Figure]:
         rows = train(made)
         for engine, mode, rate, client in cases:
             folder = Path(place) / f"{engine}-{mode}-{rate}-{client}"
-            out += latency(made, folder, engine, mode, rate, rows, seconds, client)
+            out += latency(made, folder, engine, mode, rate, rows, seconds, client, alone=not quick)
             shutil.rmtree(folder)
             for one in out[-3:]:
                 print(f"{one.name}: {one.value:,.1f} {one.unit} {one.note}", flush=True)

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from benchmarks.live import LARGE_BACKLOG, Adapt, large_messages, latency, sustained
+from benchmarks.live import LARGE_BACKLOG, Adapt, large_messages, latency, quickly, sustained
 from benchmarks.measure import Effort, Figure
 from tests.support.flink_cluster import TestCluster
 from tests.support.kafka_broker import TestBroker
@@ -43,6 +43,20 @@ def _environment(further: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
+class Servers(NamedTuple):
+    """What the streams need; all of it runs.
+
+    Attributes:
+        broker: The broker.
+        store: The Redis.
+        cluster: The cluster.
+    """
+
+    broker: TestBroker
+    store: RedisServer
+    cluster: TestCluster
+
+
 def _adapted(
     cluster: TestCluster, store: RedisServer, url: str | None, project: LiveProject
 ) -> None:
@@ -63,53 +77,75 @@ def _said(figures: list[Figure]) -> list[Figure]:
     return figures
 
 
+def quick_figures(folder: Path, servers: Servers) -> list[Figure]:
+    """Measure one stream, through an exchange in a folder; the times mean nothing.
+
+    Args:
+        folder: Where it runs.
+        servers: On which it runs.
+    """
+
+    def adapt(project: LiveProject) -> None:
+        url = f"file://{folder / 'exchange'}"
+        _adapted(servers.cluster, servers.store, url, project)
+        quickly(project)
+
+    name = "flink, exchange in a folder"
+    return latency(folder / "stream", servers.broker, name, "exact", 40, 2.0, adapt)
+
+
+def all_figures(
+    folder: Path, servers: Servers, places: Mapping[str, str | None], effort: Effort
+) -> list[Figure]:
+    """Measure streams whose workers meet the program at several places.
+
+    Args:
+        folder: Where they run.
+        servers: On which they run.
+        places: The URL of each place; None is the root's own disk.
+        effort: How hard to measure.
+    """
+    every: dict[str, Adapt] = {
+        name: partial(_adapted, servers.cluster, servers.store, url) for name, url in places.items()
+    }
+    broker, seconds, pairs = servers.broker, max(3 * effort.seconds, 2.0), effort.pairs
+    out: list[Figure] = []
+    for number, (name, adapt) in enumerate(every.items()):
+        for rate in RATES:
+            place = folder / f"{number}-{rate}"
+            out += _said(latency(place, broker, name, "exact", rate, seconds, adapt))
+    for number, (name, adapt) in enumerate(every.items()):
+        place, rows = folder / f"full-{number}", BACKLOG_ROWS
+        out += _said(sustained(place, broker, name, rows, pairs, adapt, sinks=False))
+    for number, (name, adapt) in enumerate(every.items()):
+        place, rows = folder / f"large-{number}", LARGE_BACKLOG["arrow"]
+        out += _said(large_messages(place, broker, "arrow", rows, KERNEL_ROWS, pairs, name, adapt))
+    return out
+
+
 def run(quick: bool, effort: Effort) -> list[Figure]:
     """Run the benchmark."""
-    seconds = max(3 * effort.seconds, 2.0)
-    rates = RATES if not quick else (40,)
-    out: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="tidemill-flink-") as top:
         folder = Path(top)
         s3 = S3Server(folder / "s3", free_port())
-        broker, store = (
-            TestBroker(folder / "kafka"),
-            RedisServer(folder / "redis", {"databases": "99"}),
-        )
+        broker = TestBroker(folder / "kafka")
+        store = RedisServer(folder / "redis", {"databases": "99"})
         with _environment(s3.environment):
             cluster = TestCluster(folder / "cluster")
+            servers = Servers(broker, store, cluster)
             try:
-                for server in (s3, broker, store, cluster):
+                for server in (s3, *servers):
                     server.start()
-                every: dict[str, Adapt] = {
-                    name: partial(_adapted, cluster, store, url)
-                    for name, url in (
-                        ("flink", None),
-                        ("flink, exchange in a folder", f"file://{folder / 'exchange'}"),
-                        ("flink, exchange in S3", s3.url),
-                    )
-                }
-                # Starting a stream takes the longest: a test has one.
-                places = dict(list(every.items())[-1:]) if quick else every
-                for number, (name, adapt) in enumerate(places.items()):
-                    for rate in rates:
-                        place = folder / f"{number}-{rate}"
-                        out += _said(latency(place, broker, name, "exact", rate, seconds, adapt))
                 if quick:
-                    return out
-                for number, (name, adapt) in enumerate(places.items()):
-                    place = folder / f"full-{number}"
-                    rows, pairs = BACKLOG_ROWS, effort.pairs
-                    out += _said(sustained(place, broker, name, rows, pairs, adapt, sinks=False))
-                for number, (name, adapt) in enumerate(places.items()):
-                    place = folder / f"large-{number}"
-                    large, kernel = LARGE_BACKLOG["arrow"], KERNEL_ROWS
-                    pairs = effort.pairs
-                    out += _said(
-                        large_messages(place, broker, "arrow", large, kernel, pairs, name, adapt)
-                    )
+                    return quick_figures(folder, servers)
+                places = {
+                    "flink": None,
+                    "flink, exchange in a folder": f"file://{folder / 'exchange'}",
+                    "flink, exchange in S3": s3.url,
+                }
+                return all_figures(folder, servers, places, effort)
             finally:
                 cluster.close()
                 store.kill()
                 broker.close()
                 s3.kill()
-    return out

@@ -113,7 +113,7 @@ def _measure_size(
     return [*out, Figure(f"{label}: values read back as written", values, "values")]
 
 
-def measure_bytes(shape: Shape, cards: int) -> list[Figure]:
+def measure_bytes(shape: Shape, cards: int, effort: Effort) -> list[Figure]:
     """Measure how many bytes a card takes in each store, ours and Feast's."""
     routes: dict[str, Callable[[Path, RedisPlace | None], Route]] = {
         OURS: lambda root, server: our_route(shape, cards, root, server),
@@ -124,7 +124,7 @@ def measure_bytes(shape: Shape, cards: int) -> list[Figure]:
         bytes_of = {}
         for name, route_to in routes.items():
             with tempfile.TemporaryDirectory() as folder, server_of(store, Path(folder)) as server:
-                bytes_of[name] = _bytes_written(route_to(Path(folder), server), server)
+                bytes_of[name] = _bytes_written(route_to(Path(folder), server), server, effort)
         label = f"{store}, {shape.name}"
         out += [
             Figure(f"{label}: {name}", count / cards, "bytes/card")
@@ -135,17 +135,17 @@ def measure_bytes(shape: Shape, cards: int) -> list[Figure]:
     return out
 
 
-def _bytes_written(route: Route, server: RedisPlace | None) -> int:
+def _bytes_written(route: Route, server: RedisPlace | None, effort: Effort) -> int:
     """Fill a store and return how much it grew."""
-    before = stored_bytes(route, server)
+    before = stored_bytes(route, server, effort)
     route.fill()
-    return stored_bytes(route, server) - before
+    return stored_bytes(route, server, effort) - before
 
 
-def stored_bytes(route: Route, server: RedisPlace | None) -> int:
+def stored_bytes(route: Route, server: RedisPlace | None, effort: Effort) -> int:
     """Return how many bytes a store takes: the file, or the memory of its Redis."""
     if server is not None:
-        return _settled_redis(server)
+        return _settled_redis(server, min(_STEADY_S, effort.seconds))
     config = route.sdk.config
     return _written_file(Path(config.repo_path) / config.online_store.path)
 
@@ -157,12 +157,12 @@ def _written_file(path: Path) -> int:
     return path.stat().st_size
 
 
-def _settled_redis(server: RedisPlace) -> int:
+def _settled_redis(server: RedisPlace, steady_s: float) -> int:
     """Return what Redis takes once it has finished resizing its tables."""
     with closing(redis.Redis(host=server.host, port=server.port)) as client:
         found, since_s = client.info("memory")["used_memory"], time.monotonic()
-        while time.monotonic() - since_s < _STEADY_S:
-            time.sleep(_STEADY_S / 10)
+        while time.monotonic() - since_s < steady_s:
+            time.sleep(steady_s / 10)
             now = client.info("memory")["used_memory"]
             if abs(now - found) > _STEADY_BYTES:
                 found, since_s = now, time.monotonic()
@@ -177,5 +177,5 @@ def run(quick: bool, effort: Effort) -> list[Figure]:
         for shape in SHAPES:
             out += measure_store(store, shape, cards, calls, effort)
     for shape in SHAPES:
-        out += measure_bytes(shape, 1_000 if quick else 100_000)
+        out += measure_bytes(shape, 1_000 if quick else 100_000, effort)
     return out

@@ -51,9 +51,9 @@ def measure(store: str, shape: Shape, cards: int, effort: Effort) -> list[Figure
     label = f"{store}, {shape.name}, {cards:,} cards"
     with tempfile.TemporaryDirectory() as folder, server_of(store, Path(folder)) as server:
         route = our_route(shape, cards, Path(folder), server)
-        empty = stored_bytes(route, server)
+        empty = stored_bytes(route, server, effort)
         route.fill()
-        first = stored_bytes(route, server)
+        first = stored_bytes(route, server, effort)
         database = open_database(route.sdk.config.online_store.place(route.sdk.config.repo_path))
         before = _Reads(database, shape, cards)
         with before.going_on():
@@ -67,7 +67,7 @@ def measure(store: str, shape: Shape, cards: int, effort: Effort) -> list[Figure
             database.switch(fills, writer)
             switch_s = time.perf_counter() - switched
             time.sleep(_LEAST_S)
-        second = stored_bytes(route, server)
+        second = stored_bytes(route, server, effort)
         across = [
             one for at, one in during.taken if at + one >= switched and at < switched + switch_s
         ]

@@ -54,16 +54,20 @@ settings.load_profile("tidemill")
 # one of them at the end would leave the other workers without work. One of each three waits for
 # others most of its time, so that three workers keep two cores busy.
 LONGEST = (
+    "tests/pipelines/engines/flink_cluster_test.py",
     "tests/pipelines/stream_run/live_test.py",
     "tests/pipelines/history/corrections_test.py",
     "tests/pipelines/recovery/two_streams_test.py",
     "tests/pipelines/stream_run/live_faults_test.py",
     "tests/benchmarks/benchmarks_test.py",
+    "tests/pipelines/engines/exchange_test.py",
     "tests/pipelines/training/version_test.py",
     "tests/pipelines/stream_run/kafka_sink_test.py",
     "tests/pipelines/commands/demo_test.py",
     "tests/packaging/wheel_test.py",
     "tests/pipelines/forget/topics_test.py",
+    "tests/pipelines/upgrade/upgrade_test.py",
+    "tests/pipelines/stream/joiners_test.py",
     "tests/pipelines/recovery/killed_fill_test.py",
     "tests/pipelines/recovery/republish_test.py",
     "tests/pipelines/stream_run/replay_live_test.py",

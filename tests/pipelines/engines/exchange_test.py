@@ -9,14 +9,18 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from benchmarks import live_flink
+from benchmarks.__main__ import write
+from benchmarks.measure import QUICK
 from tests.support.elsewhere import elsewhere
 from tests.support.flink_cluster import TestCluster
+from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
-from tests.support.redis_server import RedisServer, free_port
+from tests.support.quick_reports import check_quick_report
+from tests.support.redis_server import RedisServer, free_port, running
 from tests.support.replayed import REQUESTS, Replayed
 from tests.support.s3_server import S3Server
 from tidemill.pipelines.run import paths
@@ -33,12 +37,15 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[str]:
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with running(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+def store(redis: RedisServer) -> str:
     """A Redis, as in a configuration."""
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield f"{{type: redis, host: {server.host}, port: {server.port}}}"
-    server.kill()
+    return f"{{type: redis, host: {redis.host}, port: {redis.port}}}"
 
 
 def meet_at(folder: Path, url: str) -> None:
@@ -64,8 +71,16 @@ def test_a_replay_is_that_of_fnapi_in_a_folder_that_is_mounted_everywhere(
     assert [path for path in (tmp_path / "exchange").rglob("*") if path.is_file()] == []
 
 
+def test_a_quick_benchmark_measures_a_stream_on_a_cluster(
+    cluster: TestCluster, redis: RedisServer, broker: TestBroker, tmp_path: Path
+) -> None:
+    figures = live_flink.quick_figures(tmp_path, live_flink.Servers(broker, redis, cluster))
+    write("live_flink", True, QUICK, figures, tmp_path)
+    check_quick_report(tmp_path, "live_flink")
+
+
 def test_a_live_stream_over_s3_loses_and_doubles_nothing_whoever_is_killed(
-    cluster: TestCluster, store: str, s3: S3Server, broker: Any, tmp_path: Path
+    cluster: TestCluster, store: str, s3: S3Server, broker: TestBroker, tmp_path: Path
 ) -> None:
     project = LiveProject(tmp_path / "live", broker, savepoint_every="2s", sinks=True)
     path = project.folder / "tidemill.yaml"
