@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tidemill.features.contract import format_duration, parse_duration
 from tidemill.features.definitions.arguments import check_kind, check_name, prefix_errors, read_only
 from tidemill.features.definitions.expressions import Expression
+from tidemill.features.definitions.growing import Growing
 from tidemill.features.definitions.reserved import (
     ANSWER_COLUMNS,
     LOG_COLUMNS,
@@ -19,7 +20,6 @@ from tidemill.features.definitions.reserved import (
 from tidemill.features.definitions.schema import (
     KEY_DTYPES,
     TIMESTAMP,
-    Origin,
     Schema,
     check_column,
     check_schema,
@@ -35,7 +35,7 @@ REPEATED: Final = (REJECT, COUNT)
 
 
 @dataclass(frozen=True, eq=False)
-class Request(Arriving):
+class Request(Arriving, Growing):
     """The moment a prediction is wanted.
 
     Attributes:
@@ -54,7 +54,13 @@ class Request(Arriving):
         repeated_within: Only a request less than so far from the earlier one, in request time, is
             repeated; None for any. A live stream then keeps no id for longer than twice that, and
             a request so far below the newest one is too late.
+        optional: The columns that the request has got later: a row that lacks one has a null
+            there, and its input is what the expression gives of a null.
+        widened: Column to the narrower dtype that it had before: ``int64`` of one that is
+            ``float64`` now. Whole numbers are taken for what they were.
     """
+
+    row_name = "request"
 
     name: str
     schema: Schema
@@ -67,6 +73,8 @@ class Request(Arriving):
     max_ahead: str = "1d"
     repeated: str = REJECT
     repeated_within: str | None = None
+    optional: Sequence[str] = field(default=(), kw_only=True)
+    widened: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
         check_name(self.name, "request")
@@ -75,6 +83,7 @@ class Request(Arriving):
         object.__setattr__(self, "schema", check_schema(self.schema, what, reserved))
         check_column(self.schema, self.request_time, (TIMESTAMP,), f"{what}: request_time")
         check_column(self.schema, self.request_id, KEY_DTYPES, f"{what}: request_id")
+        self.check_grown(what)
         keys = read_only(self.keys, f"{what}: keys", "a dict from entity to column")
         object.__setattr__(self, "keys", keys)
         for entity, column in self.keys.items():
@@ -148,20 +157,26 @@ class Request(Arriving):
         return tuple(self.schema)
 
     @property
-    def optional(self) -> tuple[str, ...]:
-        """The columns that the request has got later: none."""
-        return ()
+    def read(self) -> frozenset[str]:
+        """The columns that its inputs and keys read, beside time and id."""
+        of_inputs = (expression.columns() for expression in self.inputs.values())
+        return frozenset(self.keys.values()).union(*of_inputs)
 
-    @property
-    def origin(self) -> Origin:
-        """The columns of its first rows: those of today."""
-        return Origin(self.schema, {})
+    def _of_columns(self, columns: Schema) -> dict[str, Any]:
+        """Return the attributes that it had with only some columns, without inputs."""
+        keys = {entity: column for entity, column in self.keys.items() if column in columns}
+        return {**super()._of_columns(columns), "inputs": {}, "keys": keys}
 
-    def spec(self) -> dict[str, Any]:
-        """Return a canonical JSON value."""
+    def spec(self, read: Collection[str] | None = None) -> dict[str, Any]:
+        """Return a canonical JSON value.
+
+        Args:
+            read: As for `EventStream.spec`; None for those of `Request.read`.
+        """
+        schema, grown = self._spec_of_columns(self.read if read is None else read)
         spec = {
             "request": self.name,
-            "schema": dict(sorted(self.schema.items())),
+            "schema": schema,
             "request_time": self.request_time,
             "request_id": self.request_id,
             "keys": dict(sorted(self.keys.items())),
@@ -173,4 +188,9 @@ class Request(Arriving):
         # Only where it is declared, so that the hashes of other requests stay as they were.
         declared = {} if self.repeated == REJECT else {"repeated": self.repeated}
         within_us = self.repeated_within_us
-        return spec | declared | ({} if within_us is None else {"repeated_within_us": within_us})
+        return (
+            spec
+            | grown
+            | declared
+            | ({} if within_us is None else {"repeated_within_us": within_us})
+        )

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any
 
 from tidemill.features.contract import parse_duration
-from tidemill.features.definitions.arguments import check_kind, check_name
+from tidemill.features.definitions.arguments import check_name
 from tidemill.features.definitions.described import Described
+from tidemill.features.definitions.growing import Growing
 from tidemill.features.definitions.schema import (
-    DTYPES,
     KEY_DTYPES,
     TIMESTAMP,
-    Origin,
     Schema,
     check_column,
     check_schema,
-    check_widened,
 )
 from tidemill.features.errors import DefinitionError
 
@@ -56,7 +54,7 @@ class Arriving:
 
 
 @dataclass(frozen=True, eq=False)
-class EventStream(Arriving, Described):
+class EventStream(Arriving, Growing, Described):
     """A named source of events.
 
     Attributes:
@@ -102,25 +100,10 @@ class EventStream(Arriving, Described):
         check_column(self.schema, self.event_time, (TIMESTAMP,), f"{what}: event_time")
         check_column(self.schema, self.event_id, KEY_DTYPES, f"{what}: event_id")
         says = "a transport column says how an event was delivered"
-        self._check_columns("transport", says, what)
-        self._check_columns("optional", "every event has these", what)
-        object.__setattr__(self, "widened", check_widened(self.schema, self.widened, what))
+        self.check_columns("transport", says, what)
+        self.check_grown(what)
         self.check_bounds(what)
         self.check_described(what)
-
-    def _check_columns(self, name: str, why: str, what: str) -> None:
-        """Check a list of columns, none of which may be the event's time or id."""
-        columns = getattr(self, name)
-        check_kind(columns, list | tuple, f"{what}: {name}", "a list of columns")
-        object.__setattr__(self, name, tuple(columns))
-        for column in columns:
-            check_column(self.schema, column, DTYPES, f"{what}: {name}")
-            if column in (self.event_time, self.event_id):
-                raise DefinitionError(
-                    f"{what}: {name} names {column!r}, which is the event's time or id; {why}"
-                )
-            if columns.count(column) > 1:
-                raise DefinitionError(f"{what}: {name} names {column!r} twice")
 
     @property
     def time_column(self) -> str:
@@ -155,34 +138,10 @@ class EventStream(Arriving, Described):
                 "its own"
             )
 
-    @property
-    def origin(self) -> Origin:
-        """The columns of its first rows, and those of `optional`; `widened` ones as before."""
-        first = {name: self.widened.get(name, dtype) for name, dtype in self.schema.items()}
-        return Origin(
-            {name: dtype for name, dtype in first.items() if name not in self.optional},
-            {name: first[name] for name in sorted(self.optional)},
-        )
-
-    def with_columns(self, columns: Schema) -> Self:
-        """Return the stream as it was when it had only some columns, of the dtypes that they had.
-
-        Args:
-            columns: These columns: all of its first ones, and some of `optional`.
-        """
-        if list(columns.items()) == list(self.schema.items()):
-            return self
-        return replace(
-            self,
-            schema=dict(columns),
-            transport=[column for column in self.transport if column in columns],
-            optional=[column for column in self.optional if column in columns],
-            widened={
-                column: before
-                for column, before in self.widened.items()
-                if columns.get(column) == self.schema[column]
-            },
-        )
+    def _of_columns(self, columns: Schema) -> dict[str, Any]:
+        """Return the attributes that it had with only some columns."""
+        transport = [column for column in self.transport if column in columns]
+        return {**super()._of_columns(columns), "transport": transport}
 
     def spec(self, read: Collection[str] | None = None) -> dict[str, Any]:
         """Return a canonical JSON value.
@@ -191,11 +150,10 @@ class EventStream(Arriving, Described):
             read: The columns that a definition of the stream reads: what was added to others, or
                 was widened in them, changes nothing for it. None for all.
         """
-        seen = self.schema.keys() if read is None else read
-        schema = {**self.origin.base} | {column: self.schema[column] for column in seen}
+        schema, grown = self._spec_of_columns(self.schema.keys() if read is None else read)
         spec: dict[str, Any] = {
             "stream": self.name,
-            "schema": dict(sorted(schema.items())),
+            "schema": schema,
             "event_time": self.event_time,
             "event_id": self.event_id,
             "transport": sorted(column for column in self.transport if column in schema),
@@ -203,9 +161,4 @@ class EventStream(Arriving, Described):
             "tolerance_us": self.tolerance_us,
             "max_ahead_us": self.max_ahead_us,
         }
-        # Only where it is declared, so that the hashes of other streams stay as they were.
-        if optional := sorted(column for column in self.optional if column in schema):
-            spec["optional"] = optional
-        if widened := {name: self.widened[name] for name in sorted(self.widened) if name in seen}:
-            spec["widened"] = widened
-        return spec
+        return spec | grown

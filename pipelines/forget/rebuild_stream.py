@@ -191,12 +191,11 @@ class StreamRewriter:
     def _renew_run(self, name: str) -> None:
         run = StreamRun.read(self._folder, name)
         if run is not None:
-            digests = cut_digests(
-                stream_log(self._config.current, self._config.project), run.positions
-            )
+            log = stream_log(self._config.current, self._config.project)
+            digests = cut_digests(log, run.positions)
             self._renewed.update(renewed(run.digests, digests))
             began = self._renewed.get(run.began, run.began)
-            run = renewed_cuts(run, self._renewed)
+            run = renewed_cuts(run, log, self._renewed)
             dataclasses.replace(run, began=began, digests=digests).write(self._folder, name)
 
     def _rebuild(self, run: StreamRun) -> None:

@@ -30,7 +30,7 @@ from tidemill.pipelines.io.live.poll_files import MENDED, REJECTED, read_table
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.log import LOG, POSITION, RECEIVED, ROWS, Log
 from tidemill.pipelines.io.log_files import LogFile, first_position, write_log_file
-from tidemill.pipelines.io.log_rows import conformed, with_columns
+from tidemill.pipelines.io.log_rows import conformed
 from tidemill.pipelines.io.poll import Poll, PollPart
 
 _NEW = "polls.new"
@@ -153,7 +153,7 @@ class LogRewriter:
             return
         partition = int(path.stem.partition("-")[0])
         # The file keeps the columns that it was written with.
-        written = with_columns(definition, file.columns)
+        written = definition.with_columns(file.columns)
         with write_log_file(path, written, file.stored.rows, first=first) as writer:
             for number, of_batch in enumerate(named):
                 rows = block(number)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 
 import pyarrow as pa
 
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.rebuild_build import renewed
-from tidemill.pipelines.io.log import POSITION, forgotten_rows
+from tidemill.pipelines.io.log import POSITION, Log, forgotten_rows
 from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.stream_beginning import carried_joiners
@@ -55,15 +54,27 @@ def is_of_project(config: Configuration, run: StreamRun) -> bool:
     return run.views == views and run.shards == config.shards
 
 
-def renewed_cuts(run: StreamRun, names: Mapping[str, str]) -> StreamRun:
-    """Return the record of a stream whose `StreamRun.fill_cuts` name the digests of now."""
+def renewed_cuts(run: StreamRun, log: Log, names: dict[str, str]) -> StreamRun:
+    """Return the record of a stream whose `StreamRun.fill_cuts` name the digests of now.
+
+    A view that was made beside a stream which ran on has a cut that no other record names.
+
+    Args:
+        run: The record.
+        log: The log, of which rows are blank.
+        names: Digests of rows, before to after; those of these cuts are added.
+    """
     if run.fill_cuts is None:
         return run
-    cuts = {}
+    cuts, sources = {}, log.sources()
     for view, text in run.fill_cuts.items():
         cut = json.loads(text)
-        digest = names.get(cut["digest"], cut["digest"])
-        cuts[view] = json.dumps({**cut, "digest": digest}, sort_keys=True)
+        digest = cut["digest"]
+        ((source, positions),) = cut["positions"].items()
+        found = log.prefix_digest(source, positions) if source in sources else None
+        if found not in (None, digest):
+            names.setdefault(digest, found)
+        cuts[view] = json.dumps({**cut, "digest": names.get(digest, digest)}, sort_keys=True)
     return dataclasses.replace(run, fill_cuts=cuts)
 
 
@@ -75,7 +86,7 @@ def _renewed(config: Configuration, upgrade: UpgradeRecord, names: dict[str, str
     before = upgrade.before
     return dataclasses.replace(
         upgrade,
-        run=renewed_cuts(dataclasses.replace(run, digests={**run.digests, **digests}), names),
+        run=renewed_cuts(dataclasses.replace(run, digests={**run.digests, **digests}), log, names),
         before=None if before is None else _renewed(config, before, names),
     )
 

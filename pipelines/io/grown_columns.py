@@ -51,7 +51,7 @@ def refused_columns(log: Log, definition: EventStream | Request) -> str:
                 "value: set it back, and declare an optional column of another name beside it, "
                 f"{_NEW_ROOT}"
             )
-        if isinstance(definition, EventStream) and name not in definition.widened:
+        if name not in definition.widened:
             return (
                 f"column {name!r} is {dtype} in its log and {now} now: declare "
                 f"widened={{{name!r}: {dtype!r}}}, so that earlier rows are what they were"

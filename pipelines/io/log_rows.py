@@ -63,11 +63,6 @@ def conformed_table(rows: pa.Table, schema: Schema) -> pa.Table:
     return pa.Table.from_batches(batches, empty.schema)
 
 
-def with_columns(definition: EventStream | Request, columns: Schema) -> EventStream | Request:
-    """Return a source as it was when its log had only some columns."""
-    return definition.with_columns(columns) if isinstance(definition, EventStream) else definition
-
-
 def definitions_of(project: Project) -> list[EventStream | Request]:
     """Return the definitions of all sources of a project: its streams, then the request."""
     return [*project.streams, project.request]

@@ -242,9 +242,10 @@ def remove_savepoints(stream: Path, *, but: Path | None = None, before: int | No
 def request_hash(request: Request) -> str:
     """Return the hash of what a stream takes of a request's definition: all but a model's inputs.
 
-    Which requests are accepted, where they go and what they wait for depend on it.
+    Which requests are accepted, where they go and what they wait for depend on it. Columns that the
+    request has got later, and wider ones, are no part of it: the stream's record has them.
     """
-    spec = request.spec()
+    spec = request.spec(read=())
     del spec["inputs"]
     return spec_hash(spec)
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tidemill.features.contract import TIME_MIN, Int64Array
-from tidemill.features.definitions import FeatureView, Project
+from tidemill.features.definitions import FeatureView, Project, has_grown
 from tidemill.features.errors import StateMismatch
 from tidemill.pipelines.io.grown_columns import refused_columns
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.io.log import RECEIVED, Log, declared_columns, definitions_of, one_batch
 from tidemill.pipelines.io.poll import PollPart
-from tidemill.pipelines.recovery.handoff import StreamRun
+from tidemill.pipelines.recovery.handoff import Columns, StreamRun
 from tidemill.serving.generations.current import Current
 
 
@@ -66,6 +66,19 @@ def check_columns(run: StreamRun, project: Project, log: Log) -> None:
         )
 
 
+def have_grown(columns: Columns, project: Project) -> bool:
+    """Tell whether the sources of a project have the columns of a stream, or have grown since.
+
+    What views of the same definitions make of rows is the same then.
+    """
+    for definition in definitions_of(project):
+        before = {one[0]: one[1] for one in columns.get(definition.name, ())}
+        has_base = before.keys() >= definition.origin.base.keys()
+        if not (has_base and has_grown(before, definition.schema)):
+            return False
+    return True
+
+
 def source_partitions(log: Log, project: Project) -> dict[str, int]:
     """Count the partitions of each source."""
     names = [*(stream.name for stream in project.streams), project.request.name]
@@ -102,8 +115,7 @@ def watermarks_at(log: Log, project: Project, as_of_us: int) -> dict[str, list[i
     }
     if log.live is None or not (live := LiveLog(log.live, project)).exists:
         return found
-    if (cuts := live.cuts_before(as_of_us)) is None:
-        return found
+    cuts = live.cuts_before(as_of_us)
     begun_us = live.origin().as_of_us
     for name, topic in live.topics().items():
         # Before a partition is looked at, nothing older than the stream's beginning is expected.
@@ -111,7 +123,9 @@ def watermarks_at(log: Log, project: Project, as_of_us: int) -> dict[str, list[i
         least_us = TIME_MIN
         if begun_us is not None:
             least_us = begun_us - project.definition(name).out_of_orderness_us
-        known = cuts.watermarks[name][-1, : cuts.partitions[name]].tolist()
+        known = [TIME_MIN] * (len(found[name]) - topic.first)
+        if cuts is not None:
+            known = cuts.watermarks[name][-1, : cuts.partitions[name]].tolist()
         for partition, at_us in enumerate(known, start=topic.first):
             found[name][partition] = min(found[name][partition], max(at_us, least_us))
     return found

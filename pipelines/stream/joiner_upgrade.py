@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.kernel import hashing
-from tidemill.pipelines.io.log import POSITION, RECEIVED
+from tidemill.pipelines.io.log import POSITION, RECEIVED, conformed
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import joiner_of
 from tidemill.pipelines.stream.joiner_key import JoinerKey
@@ -99,7 +99,7 @@ def _moved(
     project: Project,
     carried: Collection[str],
 ) -> Pending:
-    """Return requests with the columns of another version's views.
+    """Return requests with the columns of another version's request and views.
 
     Args:
         pending: The requests.
@@ -128,7 +128,8 @@ def _moved(
             shard[:, place] = pending.shard[:, former]
             missing.append(pending.missing[former])
         at += len(columns)
-    return Pending(pending.rows, values, nulls, as_of, release, shard, missing)
+    rows = conformed(pending.rows, project.request.schema)
+    return Pending(rows, values, nulls, as_of, release, shard, missing)
 
 
 def releases_named(joiners: Joiners) -> set[tuple[str, int, int]]:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Final
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tidemill.features.definitions import ARROW_TYPES, Project
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.record import closed_by
 from tidemill.pipelines.history.build_manifest import BuildManifest
@@ -13,7 +18,10 @@ from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.marks import first_mark
 from tidemill.pipelines.stream.operator_key import OperatorKey
-from tidemill.serving.generations.current import Current
+from tidemill.pipelines.stream.output_folders import predictions_of
+from tidemill.serving.generations.current import Current, find_current
+
+_OTHER_INPUTS: Final = "of other inputs of the request"
 
 
 def made_otherwise(config: Configuration, stream: Current) -> str:
@@ -35,12 +43,31 @@ def made_otherwise(config: Configuration, stream: Current) -> str:
     now = {view.name: view.hash for view in config.project.views}
     others = sorted(view for view in {*run.views, *now} if run.views.get(view) != now.get(view))
     if not others and run.shards == config.shards:
-        return ""
+        return _OTHER_INPUTS if _served_other_inputs(config, stream) else ""
     if _begins_with_these(config, stream, run, others or list(now)):
         return ""  # its record was changed: the proof says so
     if others:
         return f"of another definition of {', '.join(others)}"
     return f"of {run.shards} shards"
+
+
+def _served_other_inputs(config: Configuration, stream: Current) -> bool:
+    """Tell whether a stream, which another has followed, gave a model other inputs of requests."""
+    newest = find_current(config.root)
+    if newest is None or newest.stream_folder == stream.stream_folder:
+        return False  # what differs there was changed: the proof says so
+    for _, table in predictions_of(stream.stream_folder).tables():
+        return _lacks_inputs(config.project, table.schema)
+    return False
+
+
+def _lacks_inputs(project: Project, schema: pa.Schema) -> bool:
+    """Tell whether columns lack an input of requests, or have it with another type."""
+    return any(
+        name not in schema.names
+        or schema.field(name).type != ARROW_TYPES[expression.dtype(project.request.schema)]
+        for name, expression in project.request.inputs.items()
+    )
 
 
 def _begins_with_these(
@@ -76,7 +103,11 @@ def built_otherwise(config: Configuration) -> str:
     )
     shards = manifest.shards if manifest.shards == handoff.shards else config.shards
     if not others and shards == config.shards:
-        return ""
+        tables = sorted((build / paths.TRAINING_TABLE).glob("*.parquet"))
+        of_others = manifest.project != config.project.hash and any(
+            _lacks_inputs(config.project, pq.read_schema(path)) for path in tables[:1]
+        )
+        return _OTHER_INPUTS if of_others else ""
     for view in config.project.views:
         if others and view.name not in others:
             continue

@@ -29,6 +29,7 @@ from tidemill.pipelines.recovery.handoff import (
     request_hash,
 )
 from tidemill.pipelines.recovery.log_parts import (
+    have_grown,
     parts_before,
     source_partitions,
     stream_log,
@@ -327,7 +328,7 @@ def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> Non
         expected["shards"] = config.shards
     if run.request is not None:
         expected["request"] = request_hash(config.project.request)
-    if run.columns is not None:
+    if run.columns is not None and not have_grown(run.columns, config.project):
         expected["columns"] = columns_of(config.project)
     manifest = BuildManifest.read(current.build_folder)
     if manifest.as_of_us == run.as_of_us and run.upgraded_from is None:

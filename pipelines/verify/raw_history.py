@@ -23,7 +23,7 @@ from tidemill.pipelines.ingest.read_source import read_log
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.io.log import PARTITION, POSITION, Log, declared_columns, log_schema
-from tidemill.pipelines.io.log_rows import conformed_table, with_columns
+from tidemill.pipelines.io.log_rows import conformed_table
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.source_history import History, SourceHistory
@@ -43,7 +43,7 @@ def read_history(config: Configuration, names: Sequence[str], progress: Progress
             definition = config.project.definition(name)
             log = Log(config.current.build_folder)
             # The build has read no column of the files that its version did not declare.
-            found = read_log(config, name, with_columns(definition, log.columns(name)))
+            found = read_log(config, name, definition.with_columns(log.columns(name)))
             # Leave out partitions of repaired records that are not in the log yet.
             logged, topic = log.lengths(name), read_topics(log.root).get(name)
             of_files = len(logged) - (0 if topic is None else len(topic.offsets))

@@ -1,4 +1,4 @@
-"""A shop whose payments get a column and a wider one, and producers of both versions."""
+"""A shop whose payments, or checks, get columns and wider ones, and producers of both versions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from tests.support.memory_topics import PAYMENTS, PROJECT, TopicProject
+from tests.support.memory_topics import CHECKS, PAYMENTS, PROJECT, TopicProject
 from tidemill import EventStream, FeatureView, Project, col, count, last, mean, sum
 from tidemill.features.definitions import Entity
 from tidemill.pipelines.config.configuration import Configuration
@@ -71,4 +71,47 @@ class GrownShop(TopicProject):
             found["tip"] = self.random.choice([None, 0.5, 2.0])
             if self.random.random() < 0.5:
                 found["till"] = f"till {self.random.randrange(3)}"
+        return found
+
+
+ASKED_BEFORE: Final = replace(
+    CHECKS,
+    schema={**CHECKS.schema, "items": "int64"},
+    inputs={"wanted": col("wanted"), "items": col("items")},
+)
+ASKED: Final = replace(BEFORE, request=ASKED_BEFORE)
+ASKED_AFTER: Final = replace(
+    ASKED_BEFORE,
+    schema={**ASKED_BEFORE.schema, "items": "float64", "coupon": "float64", "shop": "int64"},
+    optional=["coupon", "shop"],
+    widened={"items": "int64"},
+)
+DISCOUNT: Final = {"discount": col("coupon").fill_null(0.0) * col("wanted")}
+"""An input that reads a column which the request has got later."""
+
+
+@dataclass
+class AskedShop(GrownShop):
+    """A shop whose checks grow."""
+
+    project: Project = ASKED
+
+    def file_columns(self, name: str) -> list[str]:
+        """Return the columns that the files of a source have."""
+        of_checks = ["items"] if name == "checks" else []
+        return [*super().file_columns(name), *of_checks]
+
+    def _some(self, at_us: int) -> list[tuple[str, dict[str, Any]]]:
+        return [
+            (name, self._asked(row) if name == "checks" else row)
+            for name, row in TopicProject._some(self, at_us)
+        ]
+
+    def _asked(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        found = {**row, "items": self.random.randrange(9)}
+        if self.random.choice(self.senders) == 2:
+            found["items"] += self.random.choice([0, 0.5])
+            found["coupon"] = self.random.choice([None, 0.25])
+            if self.random.random() < 0.5:
+                found["shop"] = self.random.randrange(4)
         return found

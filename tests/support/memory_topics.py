@@ -367,9 +367,13 @@ class TopicProject:
                 )  # fmt: skip
         return found
 
+    def file_columns(self, name: str) -> list[str]:
+        """Return the columns that the files of a source have."""
+        return list(PROJECT.definition(name).schema)
+
     def write_file(self, path: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows as csv; without rows only the names of the columns."""
-        names = list(PROJECT.definition(name).schema)
+        names = self.file_columns(name)
         lines = [",".join(names)]
         for row in rows:
             cells = ("" if row[column] is None else str(row[column]) for column in names)
@@ -512,6 +516,12 @@ class TopicProject:
                 for name in NAMES
             ):
                 return
+
+    def read_until(self) -> int:
+        """Return the instant of the last poll of the topics; 0 before any."""
+        live = self.live
+        received = live.cuts().received_us if live.exists else ()
+        return int(received[-1]) if len(received) else 0
 
     @property
     def current(self) -> Current:
