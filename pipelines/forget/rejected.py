@@ -13,6 +13,7 @@ from tidemill.pipelines.forget.rewrite_outputs import rewrite_outputs, without
 from tidemill.pipelines.forget.subject import Subject, is_text
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.rejected_by_stream import are_of_log
 from tidemill.serving.files.read_files import read_table
 
 _AGAIN = "restore it from a copy"
@@ -112,8 +113,10 @@ def remove_of_stream(
 
     def change(rows: pa.Table) -> pa.Table:
         named, _ = names_subject(subject, rows)
+        # Others have the place of a message, which may be that of a row, too.
+        of_log = are_of_log(rows)
         for row, record in enumerate(rows.select(["stream", "partition", "position"]).to_pylist()):
-            if record["stream"] == source:
+            if record["stream"] == source and of_log[row]:
                 named[row] |= record["position"] in positions.get(record["partition"], ())
         return without(rows, named)
 

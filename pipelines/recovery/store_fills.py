@@ -82,11 +82,15 @@ def bootstrap_fills(
     """Choose the fills of a backfill that publishes: new ones where readers see another history.
 
     The fill that readers see stays as it is if it was begun with the same states and has reached
-    them, unless rows after the states were corrected too and readers have been shown them.
+    them, unless rows after the states were corrected too and readers have been shown them. So does
+    the one that the root's stream writes, with whatever states it began: the stream goes on with
+    it. One that readers do not see yet is left to the stream, too.
 
     Returns:
         As `begin_fills`.
     """
+    run = StreamRun.read(config.current.stream_folder)
+    stream = None if run is None or run.ended else run
 
     def has_reached(fill: Fill, shard: int, state: PartState) -> bool:
         if not fill.is_current:
@@ -96,7 +100,7 @@ def bootstrap_fills(
             return False
         return state.frontier_us == frontier_us or is_of_log(config, fill)
 
-    return _chosen(config, database, handoff, has_reached, entities_of)
+    return _chosen(config, database, handoff, has_reached, entities_of, stream)
 
 
 def is_of_log(config: Configuration, fill: Fill) -> bool:
@@ -242,21 +246,33 @@ def _chosen(
     handoff: Handoff,
     fits: Callable[[Fill, int, PartState], bool],
     entities_of: EntitiesOf,
+    stream: StreamRun | None = None,
 ) -> tuple[RunFills, list[Fill]]:
+    """Choose the fills that fit, and begin others; remove those that neither fit nor are read.
+
+    Args:
+        config: The configuration.
+        database: The online store.
+        handoff: The record of the states.
+        fits: Tells of each part of a fill whether it fits.
+        entities_of: The size of new fills.
+        stream: The record of a stream that goes on, whose fills fit and are not removed.
+    """
     chosen: dict[str, Fill] = {}
     for view in config.project.views:
         candidates = _candidates(config, database, view.name)
         unfit = []
         for fill in candidates:
             (states,) = database.part_states([fill])
+            of_stream = _is_of_stream(view, stream, fill)
             if (
                 view.name not in chosen
                 and fill.shards == config.shards
-                and _same_history(view, handoff, fill)
+                and (of_stream or _same_history(view, handoff, fill))
                 and all(fits(fill, part // fill.slices, at) for part, at in enumerate(states))
             ):
                 chosen[view.name] = fill
-            elif not fill.is_current:
+            elif not (fill.is_current or of_stream):
                 unfit.append(fill)
         _remove(config, database, unfit, candidates)
     views = [view.name for view in config.project.views]
@@ -318,3 +334,10 @@ def cuts_of(view: FeatureView, handoff: Handoff | StreamRun) -> str:
 def _same_history(view: FeatureView, handoff: Handoff | StreamRun, fill: Fill) -> bool:
     """Tell whether a fill was begun with states of the same rows."""
     return fill.cuts == cuts_of(view, handoff)
+
+
+def _is_of_stream(view: FeatureView, stream: StreamRun | None, fill: Fill) -> bool:
+    """Tell whether a stream that goes on writes a fill."""
+    if stream is None or (stream.views or {}).get(view.name) != view.hash:
+        return False
+    return fill.generation == stream.generation and _same_history(view, stream, fill)

@@ -7,6 +7,7 @@ made from; the proof says which one that is.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,10 +15,11 @@ from typing import Any, NamedTuple
 from tidemill.features.errors import NoKeySpace
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.log import Log
-from tidemill.pipelines.recovery.handoff import StreamRun
+from tidemill.pipelines.recovery.handoff import Handoff, StreamRun, read_record
 from tidemill.pipelines.recovery.release_log import read_release_lines
 from tidemill.pipelines.recovery.republish import keeps_frontiers
 from tidemill.pipelines.recovery.store_fills import cuts_of, is_of_log, key_spaces
+from tidemill.pipelines.run import paths
 from tidemill.serving.generations.current import Current
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.fills import Fill
@@ -112,8 +114,32 @@ def _marks(stream: Current) -> set[tuple[str, str]]:
 
 def _of_backfill(config: Configuration, fill: Fill) -> Origin:
     if is_of_log(config, fill):
-        return Origin(config.current, False, fill.generation)
+        return Origin(_of_build(config.current, fill), False, fill.generation)
     before = replace(config.current, generation=fill.generation, stream=0)
     before = replace(before, build=before.next_number("build") - 1)
     there = bool(fill.generation) and bool(Log(before.build_folder).sources())
     return Origin(before if there else None, False, fill.generation)
+
+
+def _of_build(current: Current, fill: Fill) -> Current:
+    """Return the folders with the build that a fill was begun with: a later one may not publish."""
+    for number in range(current.build, 0, -1):
+        found = replace(current, build=number)
+        if not (found.build_folder / paths.STATES / paths.HANDOFF).exists():
+            continue
+        handoff = read_record(found.build_folder / paths.STATES)
+        if _same_cut(handoff, fill):
+            return found
+    return current
+
+
+def _same_cut(handoff: Handoff, fill: Fill) -> bool:
+    """Tell whether a fill was begun with the rows that states of a build were made from."""
+    try:
+        cut = json.loads(fill.cuts)
+        ((source, positions),) = cut["positions"].items()
+        digest = cut["digest"]
+    except (ValueError, KeyError, AttributeError):
+        return False
+    known = handoff.positions.get(source), handoff.digests.get(source)
+    return known == (positions, digest)
