@@ -68,6 +68,8 @@ TidemillError
 │   ├── WorkerCodeDiffers             a worker has other code than the program that submits
 │   ├── WrongBeamFlag (ValueError)    a Beam flag is not known, or not for a stream to take
 │   ├── RootNotShared                 an engine's workers cannot reach the root, a local folder
+│   ├── JobRefused                    an engine's service does not take a job, or a request
+│   ├── ServiceUnreachable            an engine's service does not answer, or has failed itself
 │   ├── ExchangeUnreachable           storage that workers meet the program in does not answer
 │   └── WrongEngine                   another engine ran than the one that was chosen
 ├── ServerError (RuntimeError)        a broker or store that was to run on this machine
@@ -419,6 +421,14 @@ class WrongBeamFlag(EngineError, ValueError):
 
 class RootNotShared(EngineError):
     """The workers of an engine are on other machines, and the root is a folder of this one."""
+
+
+class JobRefused(EngineError):
+    """The service of an engine does not take a job, or a request: it says why."""
+
+
+class ServiceUnreachable(EngineError):
+    """The service of an engine does not answer, or has failed itself."""
 
 
 class ExchangeUnreachable(EngineError):

@@ -17,12 +17,12 @@ engine       unbounded sources      event-time timers, windows        needs
 ``prism``    run                    as the watermark moves            a binary: ``make prism``
 ``flink``    run, and stay          as the watermark moves            a cluster:
                                                                       ``tidemill up --flink``
-``dataflow`` translated only        as the watermark moves            a root that workers share
+``dataflow`` run, and stay          as the watermark moves            Google Cloud, an exchange
 ``bundle``   refused                TestStream only                   nothing
 ===========  =====================  ================================  ==========================
 
 Streams run through `pipelines.engines.stream_job`, and what is in batch through
-`pipelines.engines.batch_jobs`; both also know Flink.
+`pipelines.engines.batch_jobs`; both also know Flink, and streams know Dataflow.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ _RESULT_MODULES = {
     "apache_beam.runners.portability.fn_api_runner.fn_runner": Engine.FNAPI,
     "tidemill.pipelines.engines.prism": Engine.PRISM,
     "tidemill.pipelines.engines.flink_result": Engine.FLINK,
+    "apache_beam.runners.dataflow.dataflow_runner": Engine.DATAFLOW,
     "apache_beam.runners.direct.direct_runner": Engine.BUNDLE_BASED,
 }
 
@@ -92,7 +93,7 @@ class EngineChoice:
         streaming: Whether the pipeline runs as a stream.
         prism: The Prism binary; set exactly when the engine is Prism.
         flink: The cluster; set exactly when the engine is Flink.
-        dataflow: Where the job would run; set exactly when the engine is Dataflow.
+        dataflow: Where the job runs; set exactly when the engine is Dataflow.
     """
 
     engine: Engine
@@ -128,7 +129,7 @@ class EngineChoice:
     @property
     def has_workers(self) -> bool:
         """Whether the stages run in processes of their own, which outlive this one."""
-        return self.engine is Engine.FLINK
+        return self.engine in (Engine.FLINK, Engine.DATAFLOW)
 
 
 def find_prism() -> Path:
@@ -207,7 +208,7 @@ def choose_engine(
         return EngineChoice(engine, why, streaming, flink=place)
     if engine is Engine.DATAFLOW:
         if not streaming:
-            raise UnknownEngine("the engine 'dataflow' translates streams only: choose 'fnapi'")
+            raise UnknownEngine("the engine 'dataflow' runs streams only: choose 'fnapi'")
         found = dataflow_flags.read_flags(flags)
         why = f"Dataflow, as requested (project {found.project}, {found.region})"
         return EngineChoice(engine, why, streaming, dataflow=found)
@@ -247,7 +248,8 @@ def make_runner(choice: EngineChoice) -> PipelineRunner:
     """Make the Beam runner of a choice.
 
     Args:
-        choice: From `choose_engine`; not Flink, whose runner is `flink_run.flink_runner`.
+        choice: From `choose_engine`; not Flink, whose runner is `flink_run.flink_runner`, and not
+            Dataflow.
 
     Returns:
         A runner for ``beam.Pipeline(runner=...)``. A Prism runner starts a process for each run
@@ -307,8 +309,8 @@ def engine_of(result: PipelineResult) -> str:
         result: The result of ``Pipeline.run``.
 
     Returns:
-        ``fnapi``, ``prism``, ``flink`` or ``bundle``; for any other engine the module and name
-        of the result's class.
+        ``fnapi``, ``prism``, ``flink``, ``dataflow`` or ``bundle``; for any other engine the
+        module and name of the result's class.
     """
     kind = type(result)
     engine = _RESULT_MODULES.get(kind.__module__)

@@ -1,19 +1,19 @@
-"""Dataflow: a job is translated here, and would run on machines that share no disk with this one.
+"""Dataflow: with which of Beam's options a job is made; and its translation, which starts nothing.
 
 The promises:
 
 * A translation asks nobody: it needs no account and no network, and starts nothing.
 * Two translations of the same job have the same steps and the same bytes (`Translation`).
-* A job whose workers would not find what they read and write is not submitted. Today that is every
-  one: the root of a run is a folder, and workers of Dataflow have no folder in common with a
-  program (`refuse_local_places`).
+* A job whose workers would not find what they read and write is not submitted
+  (`refuse_local_places`): they have no folder in common with the program, and meet it in an
+  exchange. How a job runs is the story of `pipelines.engines.dataflow_run`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +37,10 @@ _NO_LIST_OF_PACKAGES: Final = "disable_logging_submission_environment"
 """Workers have their packages from their image. Beam would list those of this environment, in a
 temporary file that the pipeline names, for a comparison that only logs."""
 _ONE_PROCESS: Final = "no_use_multiple_sdk_containers"
-"""One Python process for each machine, and not for each core: all would want the accelerator."""
-_QUIET: Final = "apache_beam"
+"""One Python process for each machine, and not for each core: all would want the accelerator, and
+the source of a stream stays in one process."""
+QUIET: Final = "apache_beam"
+"""The logger of Beam, which tells at length of options and requests."""
 
 
 @dataclass(frozen=True)
@@ -65,26 +67,32 @@ class Translation:
             unfinished.write_bytes(self.graph.SerializeToString(deterministic=True))
 
 
-def refuse_local_places(root: Path, places: Mapping[str, str]) -> None:
+def refuse_local_places(root: Path, places: Sequence[str]) -> None:
     """Refuse to submit a job whose workers do not find what they need.
 
     Args:
         root: The root of the run, which is a folder.
-        places: What else is on a disk of this machine, to where it is.
+        places: What workers would not find, each with what to set instead.
 
     Raises:
-        RootNotShared: Always, since no root is elsewhere.
+        RootNotShared: There is something.
     """
-    others = "".join(f", as is {what}, {where}" for what, where in places.items())
+    if not places:
+        return
     raise RootNotShared(
-        f"the root {root} is a folder of this machine{others}: workers of Dataflow would find "
-        "neither log nor states there. Roots in object storage do not exist yet, so nothing was "
-        "submitted; use another engine, or --translate FOLDER, which writes the job"
+        f"workers of Dataflow do not see {root}: {'; '.join(places)}. Nothing was submitted; "
+        "--translate FOLDER writes the job"
     )
 
 
 def dataflow_options(
-    place: DataflowPlace, name: str, *, streaming: bool, operators: int, has_accelerator: bool
+    place: DataflowPlace,
+    name: str,
+    *,
+    streaming: bool,
+    operators: int,
+    has_accelerator: bool,
+    is_submitted: bool = False,
 ) -> list[str]:
     """Return the command-line arguments for `PipelineOptions`.
 
@@ -94,8 +102,18 @@ def dataflow_options(
         streaming: Whether it is a stream.
         operators: How many workers can have work at once.
         has_accelerator: Whether a step asks for an accelerator.
+        is_submitted: Whether the job is to run, and meets its program in an exchange. Its name is
+            the given one then, and workers stay: one that goes away is a worker that was lost.
     """
-    experiments = [_NO_LIST_OF_PACKAGES, *([_ONE_PROCESS] if has_accelerator else [])]
+    if is_submitted and place.most_workers not in (None, place.workers):
+        raise WrongBeamFlag(
+            f"--max_num_workers={place.most_workers}: a stream keeps the workers that it begins "
+            "with, and goes on anew when it loses one; leave it out, and let --num_workers say how "
+            "many"
+        )
+    is_alone = has_accelerator or is_submitted
+    experiments = [_NO_LIST_OF_PACKAGES, *([_ONE_PROCESS] if is_alone else [])]
+    most = place.workers if is_submitted else place.most_workers or max(operators, place.workers)
     return [
         "--runner=DataflowRunner",
         f"--project={place.project}",
@@ -103,10 +121,11 @@ def dataflow_options(
         f"--temp_location={place.temp_location}",
         f"--staging_location={place.staging_location or place.temp_location}",
         f"--sdk_container_image={place.image}",
-        f"--job_name={place.job_name or name}",
+        f"--job_name={name if is_submitted else place.job_name or name}",
         "--no_save_main_session",  # else Beam pickles all of `__main__`
         f"--num_workers={place.workers}",
-        f"--max_num_workers={place.most_workers or max(operators, place.workers)}",
+        f"--max_num_workers={most}",
+        *(["--autoscaling_algorithm=NONE"] if is_submitted else []),
         "--max_cache_memory_usage_mb=0",  # see `choosing.STATE_CACHE_MB`
         *(["--streaming", "--enable_streaming_engine"] if streaming else []),
         *(f"--experiments={experiment}" for experiment in experiments),
@@ -128,7 +147,7 @@ def translate(options: list[str], wire: Callable[[Pipeline], None]) -> Translati
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner
 
-    _check_known(options)
+    check_known(options)
     given = PipelineOptions([*options, "--dry_run=True", "--no_auth"])
     with _quiet():
         try:
@@ -142,7 +161,15 @@ def translate(options: list[str], wire: Callable[[Pipeline], None]) -> Translati
         return Translation(_described(job), job.proto_pipeline)
 
 
-def _check_known(options: list[str]) -> None:
+def check_known(options: list[str]) -> None:
+    """Check that Beam knows each flag.
+
+    Args:
+        options: Flags, such as ``--region=europe-west4``.
+
+    Raises:
+        WrongBeamFlag: It does not know one.
+    """
     from tidemill.pipelines.engines.flink_flags import flags_of_python
 
     known = flags_of_python()
@@ -196,7 +223,7 @@ def _described(job: Any) -> dict[str, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Let Beam say only what is wrong: it tells at length which options it has added."""
-    log = logging.getLogger(_QUIET)
+    log = logging.getLogger(QUIET)
     level = log.level
     log.setLevel(logging.ERROR)
     try:

@@ -33,10 +33,13 @@ _REFUSED: Final[Mapping[str, str]] = {
     "disable_streaming_engine": "states are kept in Streaming Engine",
     "environment_type": "workers run in --sdk_container_image",
     "environment_config": "workers run in --sdk_container_image",
-    "update": "nothing is submitted yet; --translate FOLDER --replaces FOLDER says which steps map",
-    "transform_name_mapping": "nothing is submitted yet; --replaces FOLDER writes it",
+    "autoscaling_algorithm": "a stream keeps the workers that it begins with; --num_workers "
+    "says how many",
+    "update": "a stream goes on in a job of its own, with --resume; --translate FOLDER --replaces "
+    "FOLDER says which steps map",
+    "transform_name_mapping": "a stream is not updated; --replaces FOLDER writes it",
+    "template_location": "the program of a stream submits its job itself, and runs as long as it",
     "dry_run": "--translate FOLDER writes the job without running it",
-    "no_auth": "--translate FOLDER writes the job without asking Google",
     "dataflow_job_file": "--translate FOLDER writes the job",
 }
 _BUCKET: Final = re.compile(r"gs://[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9](/.*)?")
@@ -46,6 +49,10 @@ _FORMS: Final = {
     "staging_location": (_BUCKET, "gs://BUCKET/staging"),
     "job_name": (re.compile(r"[a-z]([-a-z0-9]{0,1022}[a-z0-9])?"), "tidemill-shop-stream"),
 }
+_ACCESS: Final = ("dataflow_endpoint", "no_auth", "impersonate_service_account")
+"""Those that say how Google is reached, and as whom; none of them holds a secret."""
+_HERE: Final = re.compile(r"(https?://)?(localhost|127(\.\d+){3}|\[?::1\]?)(:\d+)?/*")
+_USER: Final = re.compile(r"(https?://)?[^/]*@")
 _AT_LEAST_ONCE: Final = "streaming_mode_at_least_once"
 
 
@@ -63,6 +70,7 @@ class DataflowPlace:
         workers: How many workers a job begins with.
         most_workers: How many it may have; None is as many as there are operators.
         flags: Beam's flags that the user has given and that nothing here reads.
+        access: Those of them that say how Google is reached, and as whom.
     """
 
     project: str
@@ -74,6 +82,16 @@ class DataflowPlace:
     workers: int = 1
     most_workers: int | None = None
     flags: tuple[str, ...] = ()
+    access: tuple[str, ...] = ()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the service is one of this machine, such as for a test."""
+        return any(
+            _HERE.fullmatch(flag.partition("=")[2])
+            for flag in self.access
+            if flag.startswith("--dataflow_endpoint=")
+        )
 
 
 def read_flags(flags: Sequence[str]) -> DataflowPlace:
@@ -116,6 +134,9 @@ def read_flags(flags: Sequence[str]) -> DataflowPlace:
         if found and not form.fullmatch(found):
             raise WrongBeamFlag(f"--{name}={found}: expected one such as {example}")
     check_form(others)
+    access = tuple(flag for flag in others if flag.removeprefix("--").partition("=")[0] in _ACCESS)
+    if any(_USER.match(flag.partition("=")[2]) for flag in access if "endpoint" in flag):
+        raise WrongBeamFlag("--dataflow_endpoint has a user or password: leave it out")
     return DataflowPlace(
         given.project,
         given.region,
@@ -126,4 +147,5 @@ def read_flags(flags: Sequence[str]) -> DataflowPlace:
         given.num_workers,
         given.max_num_workers,
         (*others, *(f"--dataflow_service_options={service}" for service in services)),
+        access,
     )

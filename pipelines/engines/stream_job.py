@@ -1,8 +1,8 @@
 """The job of a stream, on whatever engine: made, run until its outputs are whole, ended.
 
 On FnApiRunner and Prism the source ends, and with it the job; the workers are threads of this
-process. On Flink the source stays, and the workers are other processes: the job has an *attempt*
-(`pipelines.io.attempts`), and is ended when somebody who looks at its outputs says so.
+process. On Flink and Dataflow the source stays, and the workers are other processes: the job has an
+*attempt* (`pipelines.io.attempts`), and is ended when somebody who looks at its outputs says so.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tidemill.pipelines.engines import dataflow_jobs
 from tidemill.pipelines.engines.choosing import (
     EngineChoice,
     check_engine,
@@ -20,12 +21,17 @@ from tidemill.pipelines.engines.choosing import (
     named_errors,
 )
 from tidemill.pipelines.engines.choosing import run as run_to_end
+from tidemill.pipelines.engines.dataflow import dataflow_options
+from tidemill.pipelines.engines.dataflow_flags import DataflowPlace
+from tidemill.pipelines.engines.dataflow_run import DataflowRun, submitted_pipeline
+from tidemill.pipelines.engines.dataflow_service import Service
 from tidemill.pipelines.engines.flink import FlinkPlace, flink_options
 from tidemill.pipelines.engines.flink_jobs import Meeting, attempted, stop_job
 from tidemill.pipelines.engines.flink_run import FlinkRun, flink_runner
 from tidemill.pipelines.engines.options import job_name, pipeline_options
 from tidemill.pipelines.engines.worker_code import WorkerCode
 from tidemill.pipelines.io.attempts import Attempt
+from tidemill.pipelines.io.exchange.program_code import ProgramCode
 from tidemill.pipelines.io.exchange.program_end import ProgramEnd
 
 if TYPE_CHECKING:
@@ -127,6 +133,53 @@ class _FlinkJob(StreamJob):
         return result
 
 
+@dataclass(frozen=True)
+class _DataflowJob(StreamJob):
+    place: DataflowPlace
+    of: Attempt
+    meets: ProgramEnd
+
+    @property
+    def attempt(self) -> Attempt:
+        return self.of
+
+    @property
+    def exchange(self) -> ProgramEnd:
+        return self.meets
+
+    @property
+    def _name(self) -> str:
+        begins = self.place.job_name or job_name(self.project, STEP)
+        return f"{begins}-{self.of.name}"
+
+    def pipeline(self) -> Pipeline:
+        options = dataflow_options(
+            self.place,
+            self._name,
+            streaming=True,
+            operators=self.place.workers,
+            has_accelerator=False,
+            is_submitted=True,
+        )
+        return submitted_pipeline(options)
+
+    def run(self, pipeline: Pipeline, is_whole: Callable[[], bool]) -> PipelineResult:
+        def whole() -> bool:
+            if problem := self.meets.problem():
+                raise RuntimeError(problem)
+            self.meets.check()
+            return is_whole()
+
+        service = Service.of(self.place)
+        job = DataflowRun(service, self.of, self._name, lambda: self.meets.has_heard)
+        self.meets.take()
+        with named_errors():
+            result = job.submit(pipeline)
+            check_engine(result, self.choice)
+            job.wait(whole)
+        return result
+
+
 @contextmanager
 def stream_job(
     choice: EngineChoice,
@@ -147,6 +200,12 @@ def stream_job(
         meeting: Opens the program's end of an exchange for a job of a name, if the workers of an
             engine that has some are to share no disk with this program.
     """
+    if choice.dataflow is not None:
+        assert meeting is not None  # `dataflow.refuse_local_places` has checked it
+        with dataflow_jobs.attempted(attempts, meeting) as (attempt, program):
+            program.let_workers_check(ProgramCode.here(reference, definitions))
+            yield _DataflowJob(choice, project, choice.dataflow, attempt, program)
+        return
     if choice.flink is None:
         yield StreamJob(choice, project)
         return

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from tidemill.features.errors import WorkerCodeDiffers, WorkerLacksModule
 from tidemill.features.kernel.code_cache import digest
 from tidemill.pipelines.io.attempts import Attempt
+from tidemill.pipelines.io.exchange.program_code import ProgramCode
 from tidemill.pipelines.io.exchange.worker_end import ExchangePlace
 
 IMPORTS: Final = "path"
@@ -98,23 +97,4 @@ class WorkerCode:
             WorkerLacksModule: It cannot be imported.
             WorkerCodeDiffers: It is another one, or Tidemill is.
         """
-        module, _, attribute = self.project.partition(":")
-        try:
-            project: Any = getattr(importlib.import_module(module), attribute)
-        except Exception as error:
-            raise WorkerLacksModule(
-                f"a worker cannot import the project {self.project!r}: {type(error).__name__}: "
-                f"{error}; its environment must have what that of the program has which submits "
-                "the job (docs/engines.md)"
-            ) from error
-        if project.hash != self.definitions:
-            raise WorkerCodeDiffers(
-                f"a worker has imported the project {self.project!r} with the definitions "
-                f"{project.hash}, and the job is of {self.definitions}: its files were changed "
-                "meanwhile, or are others there; run the command again"
-            )
-        if digest() != self.kernel:
-            raise WorkerCodeDiffers(
-                f"a worker has Tidemill's kernel {digest()}, and the program that submits the job "
-                f"{self.kernel}: let both run in one environment"
-            )
+        ProgramCode(self.project, self.definitions, self.kernel).check()

@@ -28,7 +28,8 @@ from typing import Any, Final
 
 from tidemill.pipelines.archive.archiving import LOCK as ARCHIVE_LOCK
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.engines.flink_jobs import end_abandoned, end_jobs
+from tidemill.pipelines.engines.flink_jobs import end_abandoned
+from tidemill.pipelines.engines.left_jobs import end_left_jobs
 from tidemill.pipelines.forget.linked_copy import Changes
 from tidemill.pipelines.forget.record import FORGOTTEN, WORK, ForgetRecord, remove_work, working
 from tidemill.pipelines.forget.rewrite_archive import copy_of_archive
@@ -109,7 +110,7 @@ def _alone(config: Configuration) -> Iterator[None]:
             held.enter_context(lock(path, doing, command=_COMMAND))
         # Workers of a stream, or of a backfill, that was killed may write.
         for folder in generations_of(root):
-            end_jobs(folder / ENGINE_JOBS)
+            end_left_jobs(folder / ENGINE_JOBS)
         end_abandoned(root / paths.JOBS)
         if config.stream.exchange is not None:
             remove_left(config.stream.exchange, root_id(root))

@@ -8,6 +8,7 @@ from typing import Final
 
 from tidemill.features.errors import EngineLost
 from tidemill.pipelines.engines.choosing import EngineChoice
+from tidemill.pipelines.engines.dataflow_run import check_service
 from tidemill.pipelines.engines.flink import check_cluster
 from tidemill.pipelines.engines.flink_flags import check_flags
 
@@ -57,9 +58,12 @@ class Restarts:
         """Check that the engine takes a job; after a loss, wait for it.
 
         Raises:
-            ClusterUnreachable: It does not.
+            ClusterUnreachable, ServiceUnreachable, JobRefused: It does not.
             WrongBeamFlag: It does not know a flag.
         """
+        if choice.dataflow is not None:
+            check_service(choice.dataflow, PATIENCE_S if self.count else 0.0)
+            return
         if choice.flink is None:
             return
         check_cluster(choice.flink, PATIENCE_S if self.count else 0.0)

@@ -29,9 +29,9 @@ from tidemill.features.errors import EngineLost, InputError, SequenceError
 from tidemill.features.kernel.compilation import compile_kernel
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.delivery.delivery import Delivery
-from tidemill.pipelines.engines.choosing import Engine, EngineChoice
+from tidemill.pipelines.engines.choosing import EngineChoice
 from tidemill.pipelines.engines.dataflow import refuse_local_places
-from tidemill.pipelines.engines.flink_jobs import end_jobs
+from tidemill.pipelines.engines.left_jobs import end_left_jobs
 from tidemill.pipelines.engines.options import stream_engine
 from tidemill.pipelines.engines.stream_job import stream_job
 from tidemill.pipelines.forget.blank_requests import BlankRequests
@@ -64,7 +64,12 @@ from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.output_folders import join_outputs
 from tidemill.pipelines.stream.state_files import savepoint_folder
-from tidemill.pipelines.stream_run.exchanged import check_exchange, meeting_at, meeting_of
+from tidemill.pipelines.stream_run.exchanged import (
+    check_exchange,
+    local_places,
+    meeting_at,
+    meeting_of,
+)
 from tidemill.pipelines.stream_run.keeper import Keeper
 from tidemill.pipelines.stream_run.kept_memory import kept_memory
 from tidemill.pipelines.stream_run.live_input import LiveInput
@@ -90,7 +95,6 @@ from tidemill.pipelines.telemetry.tracing import span
 from tidemill.serving.bundles.current import current_bundle
 from tidemill.serving.files.locks import lock
 from tidemill.serving.online.backends import missing_guarantees
-from tidemill.serving.stores.online_places import SqlitePlace
 
 _WATCH_SECONDS: Final = 0.25
 _RECENT: Final = 64
@@ -117,7 +121,7 @@ def stream(
             project with a model.
         progress: Shows progress.
         speed: How many times faster than real time; None for the configured speed.
-        engine: ``fnapi``, ``prism`` or ``flink``; None for the configured one. Dataflow is refused.
+        engine: ``fnapi``, ``prism``, ``flink`` or ``dataflow``; None for the configured one.
         mode: ``exact`` or ``eager``; None for the configured one or, with ``resume``, the stream's.
         until_us: Stop at a savepoint before the rows received at or after this instant; None to run
             to the stream's end.
@@ -145,14 +149,15 @@ def stream(
         ConfigurationError: The engine has workers that share no disk with this program, and the
             online store is a file.
         ClusterUnreachable: The engine is Flink, and its cluster does not answer.
+        JobRefused, ServiceUnreachable: The engine is Dataflow, and its service takes no job.
         EngineLost: The engine has lost the job again and again, before another savepoint.
-        RootNotShared: The engine is Dataflow.
+        RootNotShared: The engine is Dataflow, and its workers would not find what they need.
     """
     if speed is not None and config.is_live:
         raise InputError("a stream from topics has no speed: it reads what comes; omit --speed")
     choice = stream_engine(config.stream.engine, engine, beam_flags)
-    if choice.engine is Engine.DATAFLOW:
-        refuse_local_places(config.root, local_places(config))
+    if choice.dataflow is not None:
+        refuse_local_places(config.root, local_places(config, is_here=choice.dataflow.is_here))
     check_exchange(config, choice, progress.say)
     restarts = Restarts(progress.say)
     with (
@@ -162,7 +167,7 @@ def stream(
         live_settings(pinned, progress.say) as settings,
     ):
         # A program that was killed may have left a job behind, which still writes.
-        end_jobs(pinned.current.engine_jobs)
+        end_left_jobs(pinned.current.engine_jobs)
         while True:
             try:
                 return _stream(
@@ -173,16 +178,6 @@ def stream(
                 restarts.note(lost)
                 # The states of the savepoint, as after a kill. What was lost is accepted by now.
                 pinned, resume, accept_lost = pinned.pin(), True, ()
-
-
-def local_places(config: Configuration) -> dict[str, str]:
-    """Return what of a configuration, beside the root, is a file of this machine."""
-    found = {}
-    if isinstance(config.online_store, SqlitePlace):
-        found["the online store"] = str(config.online_store.path)
-    if config.archive is not None:
-        found["the archive"] = str(config.archive.folder)
-    return found
 
 
 @contextmanager
@@ -350,6 +345,7 @@ def _run(
                 featurize = meeting_at(exchange, featurize, start, bundle)
             wire(
                 pipeline, project, entrance, featurize, bundle, start, delivery, job.attempt,
+                hints=None if choice.dataflow is None else config.stream.inference.hints,
                 exchange=exchange,
             )  # fmt: skip
             result = job.run(

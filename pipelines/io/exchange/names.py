@@ -31,3 +31,5 @@ class Told(enum.StrEnum):
     """A file to write."""
     LINK = "link"
     """Another name for a file that was written."""
+    PROBLEM = "problem"
+    """What is wrong with a worker, or with what it was to do."""

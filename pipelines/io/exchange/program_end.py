@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +38,7 @@ from tidemill.pipelines.io.exchange.journal import (
 )
 from tidemill.pipelines.io.exchange.names import DOWN, FILES, UP, Told
 from tidemill.pipelines.io.exchange.objects import Objects
+from tidemill.pipelines.io.exchange.program_code import ProgramCode
 from tidemill.pipelines.io.exchange.steps import HandedStep, HandOver, coder_of
 from tidemill.pipelines.io.exchange.worker_end import ExchangePlace
 from tidemill.pipelines.io.framing import Document
@@ -87,11 +88,21 @@ class ProgramEnd:
         self._steps: dict[str, HandedStep] = {}
         self._workers: dict[str, _Worker] = {}
         self._source: str | None = None
+        self._problem = ""
         self._removed, self._looked_s = 0, 0.0
         self._ended = threading.Event()
         self._failed: BaseException | None = None
         self._threads: list[threading.Thread] = []
         self._journal = JournalWriter(self._objects, DOWN, lambda: told(Told.BEAT, {}))
+
+    def let_workers_check(self, code: ProgramCode) -> None:
+        """Let workers check their code, and tell what is wrong; no step is made yet."""
+        self.place = replace(self.place, code=code)
+
+    @property
+    def has_heard(self) -> bool:
+        """Whether any worker has told anything."""
+        return bool(self._workers)
 
     def give(self, path: Path) -> None:
         """Give a file, or a folder with all that is in it, to the workers.
@@ -187,6 +198,10 @@ class ProgramEnd:
             if self._looked_s - worker.heard_s > SILENT_S:
                 raise EngineLost(f"the worker {name} has told nothing for {SILENT_S:.0f} s")
 
+    def problem(self) -> str:
+        """Return what a worker has told is wrong with it; empty if none has."""
+        return self._problem
+
     def _take_once(self) -> bool:
         """Take what has come; tell whether anything has."""
         began_s = time.monotonic()
@@ -241,6 +256,8 @@ class ProgramEnd:
             self._report_taken(name, fields["taken"])
             if fields["read"] is not None:
                 self._remove_sent(fields["read"])
+        elif one.key == Told.PROBLEM:
+            self._problem = self._problem or fields["text"]
         elif one.key == Told.SOURCE:
             if self._source not in (None, name):
                 raise EngineLost(

@@ -15,15 +15,17 @@ import socket
 import tempfile
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 import pyarrow as pa
 
-from tidemill.features.errors import EngineLost
+from tidemill.features.errors import EngineLost, ExchangeUnreachable, TidemillError
 from tidemill.pipelines.io.batch_bytes import batch_of
 from tidemill.pipelines.io.cuts import Cut
 from tidemill.pipelines.io.exchange.journal import (
@@ -35,6 +37,8 @@ from tidemill.pipelines.io.exchange.journal import (
 )
 from tidemill.pipelines.io.exchange.names import DOWN, FILES, UP, Told
 from tidemill.pipelines.io.exchange.objects import Objects
+from tidemill.pipelines.io.exchange.program_code import ProgramCode
+from tidemill.pipelines.io.exchange.told_failures import tell_failures
 from tidemill.pipelines.io.framing import Bytes
 from tidemill.pipelines.io.poll import Poll
 
@@ -60,17 +64,30 @@ class ExchangePlace:
     Attributes:
         url: The URL of the job's folder, which no other job has.
         root: The program's root, below which everything is that is handed over.
+        code: What a worker must have imported, where the engine starts workers that nobody has
+            looked at, and tries again and again what has failed: then a worker tells the program
+            what is wrong. None where it is looked at before it takes work, and a failure ends the
+            job.
     """
 
     url: str
     root: str
+    code: ProgramCode | None = None
 
     def here(self) -> WorkerEnd:
-        """Return this process's end."""
+        """Return this process's end.
+
+        Raises:
+            WorkerLacksModule: This process has not the `code`: it cannot import the project.
+            WorkerCodeDiffers: Likewise: it has another one.
+        """
         with _lock:
             if self not in _here:
                 _here[self] = WorkerEnd(self)
-            return _here[self]
+            end = _here[self]
+            if self.code is not None:
+                end.check(self.code)
+            return end
 
     def name(self, path: Path) -> str:
         """Return the name of a file or folder below the root.
@@ -96,6 +113,28 @@ class WorkerEnd:
         self._polls: SentPolls | None = None
         self._folders: dict[str, Path] = {}
         self._lock = threading.Lock()
+        self._is_checked = False
+
+    def check(self, code: ProgramCode) -> None:
+        """Check the code of this process once; what is wrong, now or later, is told the program.
+
+        Raises:
+            WorkerLacksModule: It cannot import the project.
+            WorkerCodeDiffers: It has another one, or another Tidemill.
+        """
+        if self._is_checked:
+            return
+        try:
+            code.check()
+        except TidemillError:
+            self._tell_failure(traceback.format_exc())
+            raise
+        tell_failures(self._tell_failure)
+        self._is_checked = True
+
+    def _tell_failure(self, text: str) -> None:
+        with suppress(ExchangeUnreachable):  # nobody is reached: the failure itself is raised
+            self.report_problem(text)
 
     def _beat(self) -> bytes:
         read = None if self._polls is None else self._polls.objects_read
@@ -108,6 +147,15 @@ class WorkerEnd:
             ExchangeUnreachable: The storage is not reached from here.
         """
         self._journal.tell(self._beat())
+        self.flush()
+
+    def report_problem(self, problem: str) -> None:
+        """Tell what is wrong with this process, and wait until it is told.
+
+        Raises:
+            ExchangeUnreachable: The storage is not reached from here.
+        """
+        self._journal.tell(told(Told.PROBLEM, {"text": problem}))
         self.flush()
 
     def flush(self) -> None:

@@ -110,4 +110,10 @@ def test_the_entry_point_makes_the_job(template: Path, tmp_path: Path) -> None:
     assert job["labels"] == {"goog-dataflow-provided-template-type": "flex"}
     refused = run([*command, *LAUNCHER, *further[:1]])
     assert refused.returncode == 1
-    assert "is a folder of this machine" in refused.stderr
+    assert "a launcher of a Flex Template ends before its job runs" in refused.stderr
+    # In the same image, on a machine that keeps the root.
+    elsewhere = [flag for flag in LAUNCHER if "template_location" not in flag]
+    refused = run([*command, *elsewhere, *further[:1]])
+    assert refused.returncode == 1
+    assert "stream.exchange is not set" in refused.stderr
+    assert "is a file; let it be Redis" in refused.stderr

@@ -6,7 +6,7 @@ No test talks to Google: what is asserted is what Beam would send.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,11 @@ from tidemill.pipelines.engines.dataflow import GRAPH, JOB
 from tidemill.pipelines.engines.dataflow_flags import read_flags
 from tidemill.pipelines.engines.job_steps import JobStep
 from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream_run.exchanged import local_places
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.stream_run.translation import STEPS, StreamJobSteps, translate_stream
+from tidemill.serving.stores.online_places import OnlinePlace, SqlitePlace
+from tidemill.serving.stores.redis_place import RedisPlace
 
 GOLDEN = Path(__file__).with_name("dataflow_steps.json")
 """The steps of a stream's job. Whoever changes one decides that running jobs cannot be updated."""
@@ -171,12 +174,57 @@ def test_beam_must_know_a_flag_and_take_it(
 def test_a_job_is_not_submitted_whose_workers_do_not_find_the_root(config: Configuration) -> None:
     before = contents(config.root)
     with pytest.raises(
-        RootNotShared, match=r"is a folder of this machine, as is the online store, "
+        RootNotShared, match=r"stream.exchange is not set; name .*; the online store, .*online.db, "
     ) as e:
         stream(config, QuietProgress(), engine="dataflow", beam_flags=FLAGS)
     assert str(config.root) in str(e.value)
     assert "--translate FOLDER" in str(e.value)
     assert contents(config.root) == before
+
+
+REDIS = RedisPlace(host="redis.example")
+
+
+@pytest.mark.parametrize(
+    ("exchange", "store", "why"),
+    [
+        ("gs://bucket/tidemill", REDIS, None),
+        ("s3://bucket/tidemill?region=eu-west-1", REDIS, None),
+        ("s3://bucket/t?endpoint_override=storage.example:9000", REDIS, None),
+        (None, REDIS, "stream.exchange is not set"),
+        ("file:///mnt/shared", REDIS, "file:///mnt/shared, is of this machine"),
+        ("s3://b/t?endpoint_override=127.0.0.1:9000", REDIS, "s3://b/t, is of this machine"),
+        ("gs://b/t?endpoint_override=http://localhost:9", REDIS, "gs://b/t, is of this machine"),
+        ("gs://bucket/t", RedisPlace(), "localhost:6379, is of this machine"),
+        (
+            "gs://bucket/t",
+            SqlitePlace(Path("/o.db")),
+            "/o.db, is a file; let it be Redis",
+        ),
+    ],
+)
+def test_what_workers_do_not_find_is_named_with_what_to_set(
+    exchange: str | None, store: OnlinePlace, why: str | None, config: Configuration
+) -> None:
+    meets = replace(config, online_store=store, stream=replace(config.stream, exchange=exchange))
+    found = local_places(meets, is_here=False)
+    if why is None:
+        assert found == []
+        return
+    (said,) = found
+    assert why in said
+    # A service on this machine, as in tests, has workers that reach its addresses.
+    is_never_reached = exchange is None or isinstance(store, SqlitePlace)
+    assert bool(local_places(meets, is_here=True)) == is_never_reached
+
+
+def test_a_service_on_this_machine_is_known_by_its_endpoint() -> None:
+    assert not read_flags(FLAGS).is_here
+    for endpoint, is_here in (
+        ("http://localhost:80", True), ("127.0.0.1:8080", True),
+        ("https://dataflow.googleapis.com", False), ("http://localhost.example", False),
+    ):  # fmt: skip
+        assert read_flags([*FLAGS, f"--dataflow_endpoint={endpoint}"]).is_here == is_here
 
 
 @pytest.mark.parametrize("missing", range(len(FLAGS)))
@@ -199,9 +247,10 @@ def test_a_flag_that_is_missing_is_named_with_what_it_is(missing: int) -> None:
         ("--resource_hint=min_ram=8GB", "it would ask the same of all workers"),
         ("--dataflow_service_options=streaming_mode_at_least_once", "for exactly-once"),
         ("--dataflow_service_options=a,streaming_mode_at_least_once", "for exactly-once"),
-        ("--update", "nothing is submitted yet"),
+        ("--update", "a stream goes on in a job of its own"),
+        ("--autoscaling_algorithm=NONE", "a stream keeps the workers"),
+        ("--template_location=gs://b/t", "submits its job itself"),
         ("--dry_run=True", "--translate FOLDER"),
-        ("--no_auth", "--translate FOLDER"),
         ("--num_workers=0", "give 1 or more"),
         ("--num_workers=3", None),
         ("--max_num_workers=0", "give 1 or more"),
@@ -224,7 +273,7 @@ def test_a_flag_that_would_break_a_promise_is_refused(flag: str, why: str | None
 def test_a_place_goes_with_dataflow_and_with_no_other_engine() -> None:
     with pytest.raises(ValueError, match="give the place with the engine 'dataflow'"):
         EngineChoice(Engine.DATAFLOW, "", True)
-    assert not dataflow().has_workers
+    assert dataflow().has_workers
 
 
 def test_steps_are_read_as_they_were_written(config: Configuration, tmp_path: Path) -> None:
