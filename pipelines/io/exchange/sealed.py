@@ -7,6 +7,7 @@ That is no signature: whoever may write to the storage can make an object that i
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -97,9 +98,11 @@ def _check(first: Document, place: str, following: int) -> None:
     if first.key != Told.OBJECT:
         raise DamagedState(f"{place}: does not say what it is; {SOMEBODY}")
     if first.fields["place"] != place:
+        theirs = first.fields["place"]
+        common = posixpath.commonprefix([place, theirs]).rpartition("/")[0]
         raise DamagedState(
-            f"{place}: is what was written at {first.fields['place']}, which somebody has put "
-            f"there; {SOMEBODY}"
+            f"{place}: is what was written at {theirs.removeprefix(common).lstrip('/')}, which "
+            f"somebody has put there; {SOMEBODY}"
         )
     if first.fields["bytes"] != following:
         raise DamagedState(
