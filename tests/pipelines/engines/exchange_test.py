@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import fs
 
 from benchmarks import live_flink
 from benchmarks.__main__ import write
@@ -27,6 +28,7 @@ from tests.support.quick_reports import check_quick_report
 from tests.support.redis_server import RedisServer, free_port, running
 from tests.support.replayed import REQUESTS, Replayed
 from tests.support.s3_server import S3Server
+from tidemill.pipelines.io.exchange.objects import Objects
 from tidemill.pipelines.run import paths
 
 WRONG_KEY = {"AWS_SECRET_ACCESS_KEY": "wrong"}
@@ -153,8 +155,9 @@ def test_workers_that_taskmanagers_start_elsewhere_stream_or_say_what_is_wrong_w
         project.wait_for(20, process)
         # Somebody puts an older object in the place of one that was not read yet.
         os.killpg(process.pid, signal.SIGSTOP)
+        storage, top = fs.FileSystem.from_uri(s3.url)
         older, newer = unread(s3)
-        newer.write_bytes(older.read_bytes())
+        storage.copy_file(f"{top}/{older}", f"{top}/{newer}")
         os.killpg(process.pid, signal.SIGCONT)
         assert process.wait(180) == 1, project.log()
     said = " ".join(project.log().split())
@@ -167,14 +170,15 @@ def test_workers_that_taskmanagers_start_elsewhere_stream_or_say_what_is_wrong_w
     assert s3.objects() == []
 
 
-def unread(s3: S3Server) -> list[Path]:
+def unread(s3: S3Server) -> list[str]:
     """Return the last two objects of a worker, the last of which was written just now."""
-    before = set(s3.objects())
+    objects = Objects(s3.url)
+    before = set(objects.names())
     deadline_s = time.monotonic() + 60
     while True:
-        found = sorted(path for path in s3.objects() if "/up/" in str(path))
+        found = [name for name in objects.names() if "/up/" in name]
         for older, newer in itertools.pairwise(found):
-            if newer not in before and older.parent == newer.parent:
+            if newer not in before and older.rpartition("/")[0] == newer.rpartition("/")[0]:
                 return [older, newer]
         assert time.monotonic() < deadline_s
         time.sleep(0.1)
