@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pyarrow import fs
@@ -126,7 +125,7 @@ def test_a_live_stream_over_s3_loses_and_doubles_nothing_whoever_is_killed(
 
 
 def test_workers_that_taskmanagers_start_elsewhere_stream_or_say_what_is_wrong_with_them(
-    cluster: TestCluster, store: str, s3: S3Server, broker: Any, tmp_path: Path
+    cluster: TestCluster, store: str, s3: S3Server, broker: TestBroker, tmp_path: Path
 ) -> None:
     project = LiveProject(tmp_path / "live", broker, savepoint_every="2s", sinks=True)
     path, root = project.folder / "tidemill.yaml", project.folder / "run"
