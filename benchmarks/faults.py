@@ -4,6 +4,7 @@
     make faults ARGS="--count 5 --seed 7"    # the faults of a seed again
     make faults ARGS="--rate 800 --predictions 200000"    # and more until there are so many
     make faults ARGS="--engine flink --parallelism 2 --each"    # each kind once, in turn
+    make faults ARGS="--engine flink --exchange --each"    # workers elsewhere, over S3
     make faults ARGS="--engine flink --restores 20"    # kills, the last requests among them
     make faults ARGS="--kinds kill_broker pause_store"    # of these kinds only
 
@@ -52,6 +53,8 @@ _RESTORED: Final = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the faults, and print what came of them."""
     given = parser().parse_args(arguments)
+    if given.exchange and given.engine != "flink":
+        raise SystemExit("--exchange: only workers of Flink are elsewhere; add --engine flink")
     print(f"seed {given.seed}", flush=True)
     began = time.monotonic()
     with ExitStack() as ended:
@@ -70,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.parallelism,
             as_root=_can_be_root(),
             savepoint_every=given.savepoint_every,
+            exchange=given.exchange,
         )
         names = _names(given, run)
         suffered: list[Recovery] = []
@@ -100,6 +104,11 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--engine", default="fnapi", choices=("fnapi", "flink"))
     found.add_argument("--parallelism", type=int, default=1, help="how many workers (flink)")
+    found.add_argument(
+        "--exchange",
+        action="store_true",
+        help="the workers share no disk with the program, and meet it in S3 (flink)",
+    )
     found.add_argument("--count", type=int, default=30, help="how many faults at random")
     found.add_argument("--each", action="store_true", help="each kind once, in turn, instead")
     found.add_argument(
@@ -247,6 +256,8 @@ def write(
     if given.each or given.restores:
         how = "each kind" if given.each else "restores"
     part = f"{how}, parallelism {given.parallelism}"
+    if given.exchange:
+        part = f"exchange, {part}"
     figures = [
         Figure(f"{part}: requests", verdict.requests, "requests"),
         Figure(f"{part}: rate", given.rate, "messages/s"),

@@ -70,7 +70,11 @@ TidemillError
 │   ├── RootNotShared                 an engine's workers cannot reach the root, a local folder
 │   ├── JobRefused                    an engine's service does not take a job, or a request
 │   ├── ServiceUnreachable            an engine's service does not answer, or has failed itself
-│   ├── ExchangeUnreachable           storage that workers meet the program in does not answer
+│   ├── ExchangeError                 storage that workers meet the program in cannot be used
+│   │   ├── ExchangeUnreachable       it does not answer: try again later
+│   │   ├── ExchangeRefused           it refuses the credentials, or what they ask for
+│   │   ├── ExpiredCredentials        the credentials are no longer valid
+│   │   └── NoSuchBucket (LookupError)  there is no such bucket or folder, or no longer
 │   └── WrongEngine                   another engine ran than the one that was chosen
 ├── ServerError (RuntimeError)        a broker or store that was to run on this machine
 │   ├── JavaMissing                   a broker needs Java, and there is none
@@ -431,8 +435,24 @@ class ServiceUnreachable(EngineError):
     """The service of an engine does not answer, or has failed itself."""
 
 
-class ExchangeUnreachable(EngineError):
-    """The storage through which a program and workers on other machines meet does not answer."""
+class ExchangeError(EngineError):
+    """The storage through which a program and workers on other machines meet cannot be used."""
+
+
+class ExchangeUnreachable(ExchangeError):
+    """The storage of an exchange does not answer: try again later."""
+
+
+class ExchangeRefused(ExchangeError):
+    """The storage of an exchange refuses the credentials, or what they ask for."""
+
+
+class ExpiredCredentials(ExchangeError):
+    """The credentials for the storage of an exchange are no longer valid."""
+
+
+class NoSuchBucket(ExchangeError, LookupError):
+    """The bucket or folder of an exchange does not exist, or no longer."""
 
 
 class WrongEngine(EngineError):

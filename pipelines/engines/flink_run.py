@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.features.errors import ClusterUnreachable, EngineLost, WorkerNotStarted
+from tidemill.pipelines.engines.exit_status import error_of_status
 from tidemill.pipelines.engines.flink import FlinkPlace, check_cluster
 from tidemill.pipelines.engines.flink_jobs import (
     ENDED,
@@ -24,7 +25,9 @@ from tidemill.pipelines.engines.flink_jobs import (
     why_failed,
     workers_here,
 )
+from tidemill.pipelines.engines.flink_workers import WorkerCommand
 from tidemill.pipelines.engines.worker_code import WorkerCode
+from tidemill.pipelines.io.exchange.program_end import ProgramEnd
 
 if TYPE_CHECKING:
     from apache_beam import Pipeline
@@ -65,10 +68,13 @@ class FlinkRun:
         place: Where it runs.
         code: That of this program.
         name: The job's name.
+        meets: The program's end of the exchange, if the workers do not share its disk.
     """
 
-    def __init__(self, place: FlinkPlace, code: WorkerCode, name: str) -> None:
-        self._place, self._code, self._name = place, code, name
+    def __init__(
+        self, place: FlinkPlace, code: WorkerCode, name: str, meets: ProgramEnd | None = None
+    ) -> None:
+        self._place, self._code, self._name, self._meets = place, code, name, meets
         self._asked_s = 0.0
         self._submitted_s = 0.0
         self._seen = False
@@ -175,7 +181,7 @@ class FlinkRun:
             EngineLost: One has.
             RuntimeError: One has taken up no work, and has said why.
         """
-        if problem := self._code.attempt.problem():
+        if problem := self._problem():
             raise RuntimeError(problem)
         alive, ended = workers_here(self._code.attempt)
         if not ended or len(alive) >= self._place.parallelism:
@@ -189,18 +195,21 @@ class FlinkRun:
                 f"and Flink still calls the job {job.state}"
             )
 
+    def _problem(self, *, at_last: bool = False) -> str:
+        """Return what a worker that took up no work has said; empty if none has."""
+        if self._meets is None:
+            return self._code.attempt.problem()
+        return self._meets.last_problem() if at_last else self._meets.problem()
+
     def _failure(self, job: Job) -> Exception:
         text = why_failed(self._place.url, job)
-        said = self._code.attempt.problem() or worker_error(text)
-        if said is not None:
+        # Of a pool Flink knows what it has said; a command has ended just before the job.
+        has_command = self._place.command is not None
+        said = self._problem(at_last=has_command) or worker_error(text)
+        if said:
             return RuntimeError(said)
         if self._place.command is not None and (why := boot_error(text)) is not None:
-            program = self._place.command.program or "the command that starts it"
-            return WorkerNotStarted(
-                f"no worker was started by {program}: {why}; run it on the TaskManager's machine: "
-                "it needs Tidemill in its environment, the root as a folder of that machine, and "
-                "the right to be executed (the TaskManager's log has its messages)"
-            )
+            return self._not_started(self._place.command, why)
         if any(lacks in text for lacks in _NO_ROOM):
             return ClusterUnreachable(
                 f"the TaskManagers at {self._place.url} lack memory for the job: "
@@ -208,6 +217,20 @@ class FlinkRun:
             )
         _log.info("the job %s is %s:\n%s", self._name, job.state, text)
         return EngineLost(f"the job {self._name} is {job.state}: {last_cause(text)}")
+
+    def _not_started(self, command: WorkerCommand, why: str) -> Exception:
+        disk = "the root as a folder of that machine"
+        if self._meets is not None:
+            disk = "to be there, as one that you name by --environment_config"
+            if (ended := _NOT_RUN.search(why)) is not None and ended[1] is not None:
+                found = error_of_status(int(ended[1]), self._meets.shown)
+                if found is not None:
+                    return found
+        return WorkerNotStarted(
+            f"no worker was started by {command.program or 'the command that starts it'}: {why}; "
+            f"run it on the TaskManager's machine: it needs Tidemill in its environment, {disk}, "
+            "and the right to be executed (the TaskManager's log has its messages)"
+        )
 
 
 _CAUSE: Final = "Caused by: "

@@ -122,7 +122,8 @@ class _FlinkJob(StreamJob):
                 self.meets.check()
             return is_whole()
 
-        job = FlinkRun(self.place, self.code, job_name(self.project, self._step))
+        name = job_name(self.project, self._step)
+        job = FlinkRun(self.place, self.code, name, self.meets)
         if self.meets is not None:
             self.meets.take()
         with named_errors():

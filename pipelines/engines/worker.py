@@ -21,9 +21,12 @@ import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from tidemill.pipelines.engines.worker_code import WorkerCode
+
+if TYPE_CHECKING:
+    from tidemill.features.errors import TidemillError
 
 _STATE_CACHE_BYTES: Final = 0
 _LOOK_S: Final = 1.0
@@ -43,19 +46,19 @@ def main(arguments: Sequence[str]) -> None:
         level=logging.INFO, format=f"%(asctime)s {os.getpid()} %(levelname)s %(name)s: %(message)s"
     )
     code = WorkerCode.of_params(json.loads(asked.params))
-    problem = "" if code is None else take_up(code)
-    sys.stdout.write(json.dumps(problem) + "\n")
+    error = None if code is None else take_up(code)
+    sys.stdout.write(json.dumps("" if error is None else named(error)) + "\n")
     sys.stdout.flush()
-    if problem:
+    if error is not None:
         return
     work(asked.control, asked.id, code)
 
 
-def take_up(code: WorkerCode) -> str:
+def take_up(code: WorkerCode) -> TidemillError | None:
     """Check the code of this process, and hold the attempt's lock from now on.
 
     Returns:
-        What is wrong, as the program that submits the job finds it by name; empty if nothing is.
+        What is wrong; None if nothing is.
     """
     from tidemill.features.errors import EngineLost, TidemillError
     from tidemill.pipelines.io.attempts import ABANDONED
@@ -69,10 +72,15 @@ def take_up(code: WorkerCode) -> str:
         if code.ends and not code.attempt.is_submitted:
             raise EngineLost(ABANDONED)
     except TidemillError as error:
-        kind = type(error)
-        # On a line of its own, as in a traceback: `pipelines.engines.failures` finds it there.
-        return f"\n{kind.__module__}.{kind.__qualname__}: {error}\n"
-    return ""
+        return error
+    return None
+
+
+def named(error: TidemillError) -> str:
+    """Return the text of an error in which the program that submits the job finds it by name."""
+    kind = type(error)
+    # On a line of its own, as in a traceback: `pipelines.engines.failures` finds it there.
+    return f"\n{kind.__module__}.{kind.__qualname__}: {error}\n"
 
 
 def work(control: str, worker: str, code: WorkerCode | None) -> None:

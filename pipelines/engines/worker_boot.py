@@ -2,8 +2,9 @@
 
 It takes the arguments of Beam's own boot program, and does for one worker what the pool does
 (`pipelines.engines.worker`): the worker has imported the project, and compared it, before it takes
-work. What is wrong with it stands in the folder of its attempt, where the program that submitted
-the job finds it: a TaskManager says no more of a process that has ended than its exit status. Its
+work. What is wrong with it stands in the folder of its attempt, or is told through the exchange,
+where the program that submitted the job finds it: a TaskManager says no more of a process that has
+ended than its exit status. So a worker that does not reach the exchange says why by that. Its
 messages are those of the TaskManager's log.
 
 ``tidemill-worker``, or ``python -m tidemill.pipelines.engines.worker_boot``
@@ -17,7 +18,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from tidemill.features.errors import TidemillError
+    from tidemill.pipelines.engines.worker_code import WorkerCode
 
 WORKER: Final = "TIDEMILL_WORKER"
 """The environment variable with what the worker must have imported (`WorkerCode`), as JSON."""
@@ -54,12 +59,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ["WORKER_ID"] = asked.id  # what Beam's channels say of themselves
     control, logs = _endpoints(asked.provision_endpoint)
     _log_to(logs)
-    if problem := take_up(code):
-        code.attempt.report(problem)
-        _log.error("worker %s: %s", asked.id, problem.strip())
-        sys.exit(1)
+    if (error := take_up(code)) is not None:
+        _log.error("worker %s: %s", asked.id, error)
+        sys.exit(_reported(code, error))
     _log.info("worker %s is process %d", asked.id, os.getpid())
     work(control, asked.id, code)
+
+
+def _reported(code: WorkerCode, error: TidemillError) -> int:
+    """Let the program know why this process takes up no work; return its exit status."""
+    from tidemill.features.errors import ExchangeError
+    from tidemill.pipelines.engines.exit_status import exit_status
+    from tidemill.pipelines.engines.worker import named
+
+    if not isinstance(error, ExchangeError):
+        try:
+            code.report(named(error))
+        except ExchangeError as unheard:
+            _log.error("%s", unheard)
+            error = unheard
+    return exit_status(error)
 
 
 def _endpoints(provision: str) -> tuple[str, str]:

@@ -83,12 +83,23 @@ class WorkerCode:
 
         Raises:
             EngineLost: The attempt is over.
-            ExchangeUnreachable: The program is on another disk, and not reached from here.
+            ExchangeError: The program is on another disk, and not reached from here.
         """
         if self.exchange is None:
             self.attempt.take_up_work(process)
         else:
             self.exchange.here().join()
+
+    def report(self, problem: str) -> None:
+        """Leave the program what is wrong with this process, which takes up no work.
+
+        Raises:
+            ExchangeError: The program is on another disk, and not reached from here.
+        """
+        if self.exchange is None:
+            self.attempt.report(problem)
+        else:
+            self.exchange.here().report_problem(problem)
 
     def check(self) -> None:
         """Import the project in this process, and compare.

@@ -38,7 +38,7 @@ from tidemill.pipelines.forget.subject import Subject
 from tidemill.pipelines.forget.work import SUBJECT, Work, generations_of, now
 from tidemill.pipelines.history.builds import BUILD_LOCK
 from tidemill.pipelines.ingest.mended_live import alone
-from tidemill.pipelines.io.exchange.program_end import remove_left
+from tidemill.pipelines.io.exchange.left import remove_left
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.holder import root_id
 from tidemill.pipelines.run.progress import Progress
@@ -68,7 +68,7 @@ def forget(config: Configuration, entity: str, key: str, progress: Progress) -> 
         InputError: There is no such entity, or the key is not of its type.
         Locked: A stream runs, or another process writes.
         StateMismatch: A log, a state or the archive is not what its record says.
-        ExchangeUnreachable: What a job has left in the exchange cannot be removed.
+        ExchangeError: What a job has left in the exchange cannot be removed.
         StoreError: The online store cannot be reached, and nothing has changed; or it cannot be
             written, and `finish` goes on there.
     """

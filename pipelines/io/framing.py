@@ -99,13 +99,17 @@ def frame(kind: Kind, key: str, parts: Iterable[Bytes]) -> bytes:
         key: The owner; empty where the owner does not matter.
         parts: The content, in pieces.
     """
+    return b"".join(_frame_pieces(kind, key, parts))
+
+
+def _frame_pieces(kind: Kind, key: str, parts: Iterable[Bytes]) -> list[Bytes]:
     text, pieces = key.encode(), list(parts)
     name, size = _filled(text), sum(memoryview(piece).nbytes for piece in pieces)
     prefix = _PREFIX.pack(MAGIC, kind, VERSIONS[kind], len(text), size)
     checksum = zlib.crc32(name, zlib.crc32(prefix))
     for piece in pieces:
         checksum = zlib.crc32(piece, checksum)
-    return b"".join([prefix, _CHECKSUM.pack(checksum), name, *pieces])
+    return [prefix + _CHECKSUM.pack(checksum) + name, *pieces]
 
 
 class Frame(NamedTuple):
@@ -245,6 +249,13 @@ def encode_document(
         fields: JSON values by name.
         blobs: The binary parts.
     """
+    return b"".join(document_pieces(kind, key, fields, blobs))
+
+
+def document_pieces(
+    kind: Kind, key: str, fields: Mapping[str, Any], blobs: Iterable[Bytes] = ()
+) -> list[Bytes]:
+    """Encode as `encode_document`; return the frame in pieces, in which blobs are not copied."""
     text = _TO_JSON(fields).encode()
     pieces = list(blobs)
     sizes = [memoryview(piece).nbytes for piece in pieces]
@@ -254,7 +265,7 @@ def encode_document(
         parts.append(piece)
         if size % 8:
             parts.append(bytes(-size % 8))
-    return frame(kind, key, parts)
+    return _frame_pieces(kind, key, parts)
 
 
 def decode_document(

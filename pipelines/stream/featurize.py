@@ -232,13 +232,14 @@ class _Operate(_OncePerKey):
             )
             operator.attempt = self._next_attempt(operator.attempt)
             return operator, logged, SavepointFiles(self._options.states)
+        begun = None
         if self._options.handoff is not None:
-            read_handoff(self._options.handoff, operator, self._options.states)
+            begun = read_handoff(self._options.handoff, operator, self._options.states)
         operator.attempt = self._next_attempt(0)
         if self._options.handoff is not None:
             # From now on only the engine's state counts, so write the complete state there.
             snapshot.write(operator.snapshot())
-        return operator, 0, SavepointFiles(self._options.states)
+        return operator, 0, SavepointFiles.after(begun, self._options.states)
 
     @staticmethod
     def _next_attempt(before: int) -> int:

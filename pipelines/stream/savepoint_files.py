@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tidemill.pipelines.io.framing import Kind, encode_document
+from tidemill.pipelines.io.framing import Bytes, Kind, encode_document
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.snapshot_policy import base_due
-from tidemill.pipelines.stream.state_files import read_entries, state_path
-from tidemill.pipelines.stream.state_places import ON_DISK, StatePlace
+from tidemill.pipelines.stream.state_files import Begun, decode_entries, read_entries, state_path
+from tidemill.pipelines.stream.state_places import ON_DISK, InExchange, StatePlace
 
 MOST_EVENTS: Final = 4_000_000
 """With more events since the base than this, the next savepoint begins with a base in any case."""
@@ -38,7 +38,8 @@ class SavepointFiles:
 
     Attributes:
         place: Where they are written.
-        folder: The folder of the last one; None if the next one begins with a base.
+        folder: The folder of the last one, or of the states that the process began with; None if
+            the next one begins with a base.
         base: The name of the base.
         pieces: The names of the pieces since.
         events: How many events they hold.
@@ -53,6 +54,20 @@ class SavepointFiles:
     events: int = 0
     entries: list[bytes] = field(default_factory=list)
     new_events: int = 0
+
+    @staticmethod
+    def after(begun: Begun | None, place: StatePlace) -> SavepointFiles:
+        """Return those of an operator that began with the files of a savepoint.
+
+        Args:
+            begun: What it began with; None if with something else.
+            place: Where its files are written.
+        """
+        if begun is None or not isinstance(place, InExchange):
+            return SavepointFiles(place)
+        # Its base does not travel back: the program has it.
+        folder, base, pieces, events = begun
+        return SavepointFiles(place, folder, base, list(pieces), events)
 
     def add(self, releases: Sequence[Release]) -> None:
         """Note releases, which the next savepoint contains."""
@@ -73,11 +88,7 @@ class SavepointFiles:
         path = state_path(folder, operator.key)
         key, number = operator.key, operator.number
         total = self.events + self.new_events
-        if (
-            self.folder is None
-            or base_due(total, *operator.sizes, key.shard, key.shards)
-            or (len(self.pieces) >= MOST_PIECES and not self.place.reads_back)
-        ):
+        if self.folder is None or base_due(total, *operator.sizes, key.shard, key.shards):
             self.base, self.pieces, self.events = _name(path, "base", number), [], 0
             self.place.write(folder / self.base, operator.snapshot())
         else:
@@ -92,17 +103,35 @@ class SavepointFiles:
         self.folder, self.entries, self.new_events = folder, [], 0
 
     def _add_piece(self, path: Path, operator: ShardOperator) -> None:
-        folder, entries = path.parent, self.entries
-        if len(self.pieces) >= MOST_PIECES:
-            joined = [entry for name in self.pieces for entry in read_entries(folder / name)]
-            entries = [*map(bytes, joined), *entries]
-            for name in self.pieces:
-                (folder / name).unlink()
-            self.pieces = []
+        folder, before = path.parent, self.pieces
         name = _name(path, "since", operator.number)
-        data = encode_document(Kind.OPERATOR_ENTRIES, operator.key.text, {}, entries)
-        self.place.write(folder / name, data)
-        self.pieces.append(name)
+        data = encode_document(Kind.OPERATOR_ENTRIES, operator.key.text, {}, self.entries)
+        if len(before) < MOST_PIECES:
+            self.place.write(folder / name, data)
+            self.pieces = [*before, name]
+            return
+        join = self.place.join if isinstance(self.place, InExchange) else join_pieces
+        join([folder / one for one in before], folder / name, data)
+        self.pieces = [name]
+
+
+def join_pieces(pieces: Sequence[Path], path: Path, data: Bytes) -> None:
+    """Write a piece of the entries of other pieces, which are removed, and of more.
+
+    Args:
+        pieces: The other pieces.
+        path: The piece.
+        data: The further entries, encoded as a piece.
+
+    Raises:
+        StateError: One of them is damaged.
+    """
+    more = decode_entries(data, str(path))
+    entries = [entry for one in pieces for entry in read_entries(one)]
+    data = encode_document(Kind.OPERATOR_ENTRIES, more.key, {}, [*entries, *more.blobs])
+    for one in pieces:
+        one.unlink()
+    ON_DISK.write(path, data)
 
 
 def _name(path: Path, kind: str, number: int) -> str:

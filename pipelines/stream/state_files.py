@@ -8,17 +8,17 @@ together (`pipelines.recovery.handoff`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 
 from tidemill.features.definitions import Project
 from tidemill.features.errors import NoSuchFile, StateError
-from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
+from tidemill.pipelines.io.framing import Bytes, Document, Kind, decode_document, encode_document
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.joiner_key import JoinerKey
@@ -60,13 +60,34 @@ def _operator_file(operator: ShardOperator, snapshot: bytes) -> bytes:
     return encode_document(Kind.OPERATOR_FILE, operator.key.text, {}, blobs)
 
 
-def read_handoff(folder: Path, operator: ShardOperator, place: StatePlace = ON_DISK) -> None:
+class Begun(NamedTuple):
+    """The files of a savepoint that an operator was started from.
+
+    Attributes:
+        folder: Their folder.
+        base: The name of the base.
+        pieces: The names of the pieces since.
+        events: How many events they hold.
+    """
+
+    folder: Path
+    base: str
+    pieces: Sequence[str]
+    events: int
+
+
+def read_handoff(
+    folder: Path, operator: ShardOperator, place: StatePlace = ON_DISK
+) -> Begun | None:
     """Start an operator from a handed-over state.
 
     Args:
         folder: The folder of the savepoint.
         operator: The operator.
         place: Where the folder is.
+
+    Returns:
+        The files of the savepoint; None if the state is in one file.
 
     Raises:
         FileNotFoundError: There is no state for the operator's key.
@@ -82,7 +103,7 @@ def read_handoff(folder: Path, operator: ShardOperator, place: StatePlace = ON_D
             "the stream without a handoff"
         )
     with _naming(path):
-        start_from(operator, data, folder, place)
+        return start_from(operator, data, folder, place)
 
 
 def start_from(
@@ -90,7 +111,7 @@ def start_from(
     data: bytes | pa.Buffer,
     folder: Path | None = None,
     place: StatePlace = ON_DISK,
-) -> None:
+) -> Begun | None:
     """Start an operator from its `handed_over` state, or from what a savepoint has of it.
 
     Args:
@@ -99,9 +120,13 @@ def start_from(
         folder: The folder of the savepoint.
         place: Where the folder is.
 
+    Returns:
+        As `read_handoff`.
+
     Raises:
         StateError: As `read_handoff`.
     """
+    begun = None
     what = f"the handed-over state of {operator.key}"
     kinds = (Kind.OPERATOR_FILE, Kind.OPERATOR_SAVEPOINT)
     found = decode_document(data, kinds, what, _REMEDY)
@@ -112,8 +137,11 @@ def start_from(
         assert folder is not None
         (head,), fields = found.blobs, found.fields
         since = [entry for name in fields["since"] for entry in read_entries(folder / name, place)]
-        operator.restore(head, _present(folder / fields["base"], place), map(bytes, since))
+        base = _present(folder / fields["base"], place)
+        events = operator.restore(head, base, map(bytes, since))
+        begun = Begun(folder, fields["base"], fields["since"], events)
     operator.resume()
+    return begun
 
 
 def _present(path: Path, place: StatePlace) -> bytes | pa.Buffer:
@@ -134,8 +162,13 @@ def read_entries(path: Path, place: StatePlace = ON_DISK) -> list[pa.Buffer]:
         NoSuchFile: It is not there.
         StateError: The file is damaged, or of another version.
     """
-    what = f"{path}: entries of an operator's log"
-    return decode_document(_present(path, place), Kind.OPERATOR_ENTRIES, what, _REMEDY).blobs
+    return decode_entries(_present(path, place), str(path)).blobs
+
+
+def decode_entries(data: Bytes, where: str) -> Document:
+    """Decode a piece, whose key is that of the operator; its blobs are the entries."""
+    what = f"{where}: entries of an operator's log"
+    return decode_document(data, Kind.OPERATOR_ENTRIES, what, _REMEDY)
 
 
 def write_joiner(folder: Path, joiner: AnswerJoiner, place: StatePlace = ON_DISK) -> None:

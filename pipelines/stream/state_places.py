@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -16,10 +17,6 @@ from tidemill.serving.files.atomic_write import link_again, write_bytes
 class StatePlace(Protocol):
     """Files of states."""
 
-    @property
-    def reads_back(self) -> bool:
-        """Whether files are read soon after they were written."""
-
     def write(self, path: Path, data: Bytes) -> None:
         """Write a file; it replaces one of this name."""
 
@@ -33,8 +30,6 @@ class StatePlace(Protocol):
 @dataclass(frozen=True)
 class OnDisk:
     """On the disk of the program, which this process shares."""
-
-    reads_back: bool = True
 
     def write(self, path: Path, data: Bytes) -> None:
         """Write a file; it replaces one of this name."""
@@ -61,7 +56,6 @@ class InExchange:
     """
 
     place: ExchangePlace
-    reads_back: bool = False
 
     def write(self, path: Path, data: Bytes) -> None:
         """Let the program write a file."""
@@ -70,6 +64,10 @@ class InExchange:
     def link(self, path: Path, other: Path) -> None:
         """Let the program give a file another name."""
         self.place.here().link(path, other)
+
+    def join(self, pieces: Sequence[Path], path: Path, data: Bytes) -> None:
+        """Let the program join files of entries (`savepoint_files.join_pieces`)."""
+        self.place.here().join_pieces(pieces, path, data)
 
     def read(self, path: Path) -> pa.Buffer | None:
         """Read a file that the program has given; None if it has none."""

@@ -21,6 +21,7 @@ from tidemill.pipelines.recovery.resume import Start
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.holder import root_id
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
+from tidemill.pipelines.stream.savepoint_files import join_pieces
 from tidemill.pipelines.telemetry.stream_record import figures_files
 from tidemill.pipelines.telemetry.taken_files import write_taken
 from tidemill.serving.generations.current import Current
@@ -107,7 +108,7 @@ def meeting_of(config: Configuration, current: Current, choice: EngineChoice) ->
     figures = figures_files(current.folder).folder
     writes = current.stream_folder / paths.SAVEPOINTS, figures
     id_, taken = root_id(config.root), partial(write_taken, figures)
-    return partial(exchange, config.stream.exchange, config.root, id_, writes, taken)
+    return partial(exchange, config.stream.exchange, config.root, id_, writes, taken, join_pieces)
 
 
 def meeting_at(
@@ -122,7 +123,7 @@ def meeting_at(
         bundle: The folder of the bundle; None for a project without a model.
 
     Raises:
-        ExchangeUnreachable: It cannot be given.
+        ExchangeError: It cannot be given.
     """
     end.give(start.folder)
     if bundle is not None:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tidemill.features.errors import ExchangeUnreachable, FileError
+from tidemill.features.errors import ExchangeError, FileError
 from tidemill.pipelines.telemetry.figures import (
     BY_NAME,
     Fact,
@@ -166,7 +166,7 @@ def _write_again_and_again(write: Callable[[], None], ended: threading.Event) ->
         try:
             write()
             is_well = True
-        except (FileError, ExchangeUnreachable, OSError) as error:
+        except (FileError, ExchangeError, OSError) as error:
             if is_well:
                 _log.warning("the figures of this process cannot be written: %s", error)
             is_well = False

@@ -1,24 +1,27 @@
-"""Workers on another machine: a pool whose processes see an empty folder where a project's root is.
+"""Workers on another machine: processes that see an empty folder where a project's root is.
 
-A mount namespace hides the folder from the pool and from all that it starts. What the program
-writes there is not seen by them, and what they write there is not seen by the program.
+A mount namespace hides the folder from a pool and from all that it starts, or from a worker that a
+TaskManager starts. What the program writes there is not seen by them, and what they write there is
+not seen by the program.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.markdown import ROOT
 from tidemill.pipelines.servers.kafka_settings import HOST
-from tidemill.pipelines.servers.python_path import python_command
+from tidemill.pipelines.servers.python_path import import_path, python_command
 
 _HIDE = 'mount -t tmpfs none "$1" && shift && exec "$@"'
 _STARTS_S = 60.0
@@ -64,6 +67,31 @@ class Elsewhere:
         return sorted(str(path.relative_to(top)) for path in top.rglob("*"))
 
 
+def _hiding(hidden: Path, command: Sequence[str]) -> list[str]:
+    unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    return [*unshare, "sh", "-c", _HIDE, "sh", str(hidden), *command]
+
+
+def command_elsewhere(
+    hidden: Path, script: Path, environment: Mapping[str, str], first: Sequence[Path] = ()
+) -> list[str]:
+    """Write a program that starts workers elsewhere; return the arguments of a stream with it.
+
+    Args:
+        hidden: The folder that they do not see; it is made.
+        script: The program.
+        environment: Further variables of their environment.
+        first: Where they look for modules first.
+    """
+    hidden.mkdir(parents=True, exist_ok=True)
+    path = [*map(str, first), *import_path()]
+    boot = python_command("tidemill.pipelines.engines.worker_boot", path)
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(_hiding(hidden, boot))} "$@"\n')
+    script.chmod(0o700)
+    config = {"command": str(script), "env": dict(environment)}
+    return ["--environment_type=PROCESS", f"--environment_config={json.dumps(config)}"]
+
+
 @contextmanager
 def elsewhere(
     hidden: Path, folder: Path, environment: Mapping[str, str] | None = None
@@ -82,8 +110,7 @@ def elsewhere(
         port = taken.getsockname()[1]
     log = folder / "workers.log"
     pool = python_command("tidemill.pipelines.engines.worker_pool")
-    unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
-    command = [*unshare, "sh", "-c", _HIDE, "sh", str(hidden), *pool]
+    command = _hiding(hidden, pool)
     with (folder / "pool.log").open("wb") as output:
         process = subprocess.Popen(
             [*command, f"--port={port}", f"--log={log}"],

@@ -23,15 +23,18 @@ if TYPE_CHECKING:
 
 FLINK: Final = "a Flink cluster"
 TWO: Final = "two workers"
+SHARED: Final = "a disk that workers share with the program"
+EXCHANGE: Final = "an exchange"
 ROOT: Final = "root"
 """What a kind of fault may need."""
 
 _KILLED_S: Final = 5.0
+_SLOW_S: Final = 0.5
 _WAKES_S: Final = 60.0
 _SHOWN: Final = 6_000
 _FENCED: Final = "SupersededWriter"
 _RESTORING: Final = "_while_restoring"
-_LAST: Final = ("pause", "cut", "fill")
+_LAST: Final = ("pause", "cut", "fill", "slow", "kill_storage")
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,30 @@ def stop_and_resume(run: FaultRun, seconds: float) -> None:
     run.drain_stream()
     time.sleep(seconds)
     run.start_stream()
+
+
+# The storage through which workers elsewhere meet the program.
+
+
+def kill_storage(run: FaultRun, seconds: float) -> None:
+    """kill -9 of the S3 server of the exchange."""
+    run.storage.kill()
+    time.sleep(seconds)
+    run.storage.start()
+
+
+def pause_storage(run: FaultRun, seconds: float) -> None:
+    """SIGSTOP of the S3 server of the exchange."""
+    run.storage.pause()
+    time.sleep(seconds)
+    run.storage.resume()
+
+
+def slow_storage(run: FaultRun, seconds: float) -> None:
+    """Half a second for each packet to and from the S3 server of the exchange."""
+    run.road.delay_s = _SLOW_S
+    time.sleep(seconds)
+    run.road.delay_s = 0.0
 
 
 # The workers of a Flink job.
@@ -326,7 +353,9 @@ def _pause(victims: Sequence[RunningProcess], seconds: float) -> None:
 
 
 _ON_FLINK: Final = frozenset({FLINK})
-_ON_TWO: Final = frozenset({FLINK, TWO})
+_ON_SHARED: Final = frozenset({FLINK, SHARED})
+_ON_TWO: Final = frozenset({FLINK, SHARED, TWO})
+_IN_EXCHANGE: Final = frozenset({FLINK, EXCHANGE})
 _AS_ROOT: Final = frozenset({ROOT})
 
 KINDS: Final[Mapping[str, Kind]] = {
@@ -339,21 +368,24 @@ KINDS: Final[Mapping[str, Kind]] = {
     "cut_store_off": Kind(cut_store_off, _AS_ROOT, lasts=True),
     "fill_disk": Kind(fill_disk, _AS_ROOT, lasts=True),
     "stop_and_resume": Kind(stop_and_resume),
+    "kill_storage": Kind(kill_storage, _IN_EXCHANGE, lasts=True),
+    "pause_storage": Kind(pause_storage, _IN_EXCHANGE, lasts=True),
+    "slow_storage": Kind(slow_storage, _IN_EXCHANGE, lasts=True),
     "rescale": Kind(rescale, _ON_FLINK),
     "kill_workers": Kind(kill_workers, _ON_FLINK),
     "kill_one_worker": Kind(kill_one_worker, _ON_TWO),
-    "kill_joining_worker": Kind(kill_joining_worker, _ON_FLINK),
+    "kill_joining_worker": Kind(kill_joining_worker, _ON_SHARED),
     "pause_workers": Kind(pause_workers, _ON_FLINK, lasts=True),
     "pause_one_worker": Kind(pause_one_worker, _ON_TWO, lasts=True),
-    "pause_joining_worker": Kind(pause_joining_worker, _ON_FLINK, lasts=True),
-    "outdate_worker": Kind(outdate_worker, _ON_FLINK),
-    "outdate_worker_without_lock": Kind(outdate_worker_without_lock, _ON_FLINK),
+    "pause_joining_worker": Kind(pause_joining_worker, _ON_SHARED, lasts=True),
+    "outdate_worker": Kind(outdate_worker, _ON_SHARED),
+    "outdate_worker_without_lock": Kind(outdate_worker_without_lock, _ON_SHARED),
     "kill_taskmanager": Kind(kill_taskmanager, _ON_FLINK),
     "pause_taskmanager": Kind(pause_taskmanager, _ON_FLINK, lasts=True),
     "kill_jobmanager": Kind(kill_jobmanager, _ON_FLINK),
     "pause_jobmanager": Kind(pause_jobmanager, _ON_FLINK, lasts=True),
-    "kill_worker_pool": Kind(kill_worker_pool, _ON_FLINK),
-    "pause_worker_pool": Kind(pause_worker_pool, _ON_FLINK, lasts=True),
+    "kill_worker_pool": Kind(kill_worker_pool, _ON_SHARED),
+    "pause_worker_pool": Kind(pause_worker_pool, _ON_SHARED, lasts=True),
     "kill_job_server": Kind(kill_job_server, _ON_FLINK),
     "pause_job_server": Kind(pause_job_server, _ON_FLINK, lasts=True),
     "kill_taskmanager_while_restoring": Kind(
@@ -361,7 +393,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "kill_jobmanager_while_restoring": Kind(kill_jobmanager_while_restoring, _ON_FLINK, lasts=True),
     "kill_worker_pool_while_restoring": Kind(
-        kill_worker_pool_while_restoring, _ON_FLINK, lasts=True
+        kill_worker_pool_while_restoring, _ON_SHARED, lasts=True
     ),
     "kill_job_server_while_restoring": Kind(kill_job_server_while_restoring, _ON_FLINK, lasts=True),
 }

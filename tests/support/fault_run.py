@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,15 @@ from typing import Any, Final, NamedTuple
 import psutil
 
 from tests.support.cut_network import DistantRedis, Network
-from tests.support.fault_kinds import FLINK, KINDS, ROOT, TWO, Fault
+from tests.support.elsewhere import Elsewhere, elsewhere
+from tests.support.fault_kinds import EXCHANGE, FLINK, KINDS, ROOT, SHARED, TWO, Fault
 from tests.support.fault_ledger import Answers, Producer
 from tests.support.flink_cluster import TestCluster, workers_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject, Program
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.s3_server import S3Server
+from tests.support.slow_proxy import SlowProxy
 from tests.support.small_disk import SmallDisk
 from tests.support.topics import committed
 from tidemill.features.errors import TidemillError
@@ -33,7 +36,7 @@ from tidemill.pipelines.config.configuration import load
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.servers.flink_cluster import TaskManager
-from tidemill.pipelines.servers.processes import RunningProcess
+from tidemill.pipelines.servers.processes import RunningProcess, running_process
 
 RATE: Final = 20.0
 ASKED: Final = 1 / 3
@@ -104,6 +107,7 @@ class FaultRun:
             them.
         savepoint_every: How often the stream keeps its state.
         shards: How many shards the view has.
+        exchange: Whether the workers of the cluster are elsewhere, and meet the program in S3.
         fenced: As in `Verdict`.
     """
 
@@ -116,11 +120,13 @@ class FaultRun:
     as_root: bool = False
     savepoint_every: str = "5s"
     shards: int = 2
+    exchange: bool = False
     fenced: list[bool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.disk: SmallDisk | None = None
         self.network: Network | None = None
+        self._pool: Elsewhere | None = None
         self._ended: list[str] = []
         self._noticed: list[float] = []
         self._stream: Program | None = None
@@ -130,6 +136,7 @@ class FaultRun:
     def has(self) -> frozenset[str]:
         """What faults may need (`fault_kinds.kinds`)."""
         found = {FLINK} if self.cluster is not None else set()
+        found.add(EXCHANGE if self.exchange else SHARED)
         if self.parallelism > 1:
             found.add(TWO)
         return frozenset(found | {ROOT} if self.as_root else found)
@@ -151,8 +158,14 @@ class FaultRun:
             ended.callback(self.store.kill)
             self.broker.start()
             self.store.start()
+            if self.exchange:
+                self._start_storage(ended)
             self.project = self._made_project()
             self.project.run("backfill")
+            if self.exchange:
+                root = self.project.folder / "run"
+                pool = elsewhere(root, self.folder / "elsewhere", self.storage.environment)
+                self._pool = ended.enter_context(pool)
             self.producer = Producer(self.project, self.rate, self.asked)
             ended.callback(self.producer.stop)
             self.answers = Answers(self.project)
@@ -162,6 +175,15 @@ class FaultRun:
             self.start_stream()
             self.wait_for_answers(1)
             yield self
+
+    def _start_storage(self, ended: ExitStack) -> None:
+        self.road = SlowProxy(free_port(), free_port())
+        ended.callback(self.road.stop)
+        self.road.start()
+        self.storage = S3Server(self.folder / "s3", self.road.server, self.road.port)
+        ended.callback(self.storage.kill)
+        self.storage.start()
+        ended.enter_context(_environment(self.storage.environment))
 
     def _made_project(self) -> LiveProject:
         project = LiveProject(
@@ -176,7 +198,10 @@ class FaultRun:
         assert sqlite in path.read_text()
         place = f"host: {self.store.host}, port: {self.store.port}"
         store = f"{{type: redis, {place}, give_up_after: 10m}}"
-        path.write_text(path.read_text().replace(sqlite, store))
+        text = path.read_text().replace(sqlite, store)
+        if self.exchange:
+            text = text.replace("stream: {", f'stream: {{exchange: "{self.storage.url}", ')
+        path.write_text(text)
         return project
 
     def suffer(self, fault: Fault, *, at_the_end: bool = False) -> Recovery:
@@ -250,7 +275,7 @@ class FaultRun:
         resumes = self._stream is not None
         if self.cluster is not None:
             flags = [*self.cluster.flags, f"--parallelism={self.parallelism}"]
-            self.project.flags = flags
+            self.project.flags = flags if self._pool is None else [*flags, self._pool.flag]
         self._stream = self.project.start_stream(*(["--resume"] if resumes else []))
 
     def kill_stream(self) -> None:
@@ -296,9 +321,13 @@ class FaultRun:
 
     def workers(self) -> list[RunningProcess]:
         """Return the workers of the job, once it has as many as it should."""
-        root = self.project.folder / "run"
-        self.wait(lambda: len(workers_of(root)) >= self.parallelism)
-        return workers_of(root)
+        self.wait(lambda: len(self._workers_now()) >= self.parallelism)
+        return self._workers_now()
+
+    def _workers_now(self) -> list[RunningProcess]:
+        if self._pool is None:
+            return workers_of(self.project.folder / "run")
+        return [one for pid in self._pool.workers() if (one := running_process(pid)) is not None]
 
     def joining_workers(self) -> list[RunningProcess]:
         """Return the workers that join answers, and write them."""
@@ -393,6 +422,17 @@ class FaultRun:
                     f"the stream has ended by itself, status {self._stream.returncode}:\n{said}"
                 )
             self.start_stream()
+
+
+@contextmanager
+def _environment(further: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(further)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _id(message: Any) -> str:

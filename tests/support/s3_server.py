@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.client
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -26,10 +28,12 @@ class S3Server:
     Args:
         folder: Where the objects and its log are.
         port: The port at which it listens.
+        reached: The port at which its clients reach it; None for its own.
     """
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, reached: int | None = None) -> None:
         self.folder, self.port = folder, port
+        self._reached = reached or port
         self._keys = secrets.token_hex(8), secrets.token_hex(16)
         self._process: subprocess.Popen[bytes] | None = None
         (folder / "objects" / BUCKET).mkdir(parents=True)
@@ -38,7 +42,7 @@ class S3Server:
     @property
     def url(self) -> str:
         """The URL of its bucket, as a configuration names it."""
-        options = f"endpoint_override={HOST}:{self.port}&scheme=http&region=us-east-1"
+        options = f"endpoint_override={HOST}:{self._reached}&scheme=http&region=us-east-1"
         return f"s3://{BUCKET}/tidemill?{options}"
 
     @property
@@ -87,6 +91,36 @@ class S3Server:
             return False
         finally:
             connection.close()
+
+    def revoke(self) -> None:
+        """Let it take no credentials that it has taken before; it is started again."""
+        self.kill()
+        self._keys = secrets.token_hex(8), secrets.token_hex(16)
+        self.start()
+
+    def restore(self, environment: Mapping[str, str]) -> None:
+        """Let it take credentials that it took before."""
+        self.kill()
+        self._keys = environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]
+        self.start()
+
+    def delete_bucket(self) -> None:
+        """Delete the bucket, and all that is in it."""
+        folder = self.folder / "objects" / BUCKET
+        while folder.exists():
+            # What is written meanwhile is deleted, too.
+            with suppress(OSError):
+                shutil.rmtree(folder)
+
+    def pause(self) -> None:
+        """Let it stand still."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """Kill it with SIGKILL."""

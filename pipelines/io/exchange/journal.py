@@ -13,27 +13,28 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
 
-import pyarrow as pa
-
-from tidemill.features.errors import DamagedState, ExchangeUnreachable
+from tidemill.features.errors import ExchangeError, ExchangeUnreachable
 from tidemill.pipelines.io.exchange.objects import Objects
-from tidemill.pipelines.io.framing import (
-    HEADER_BYTES,
-    Bytes,
-    Document,
-    Kind,
-    decode_document,
-    encode_document,
-    size_of,
+from tidemill.pipelines.io.exchange.sealed import (
+    Entry,
+    read_sealed,
+    removed,
+    sealed,
+    size_of_entry,
 )
+from tidemill.pipelines.io.framing import Document
 
 BEAT_S: Final = 2.0
 """A writer tells something at least so often."""
 PATIENCE_S: Final = 600.0
 """So long a storage may be away before whoever needs it gives up."""
+REFUSED_S: Final = 30.0
+"""So long it may refuse, or lack the bucket: rights take a while to reach all of a storage."""
+FIRST_S: Final = 60.0
+"""So long a process that begins waits for the storage."""
 SILENT_S: Final = 150.0
 """A process that has told nothing for so long, while the storage was there, has ended."""
 BLOCK: Final = 64
@@ -41,22 +42,10 @@ BLOCK: Final = 64
 _AGAIN_S: Final = 1.0
 _OBJECT_BYTES: Final = 64 << 20
 _MOST_BYTES: Final = 256 << 20
-_REMEDY: Final = "run `tidemill stream --resume`"
 
 T = TypeVar("T")
 
 _log: Final = logging.getLogger(__name__)
-
-
-def told(kind: str, fields: Mapping[str, Any], blobs: Iterable[Bytes] = ()) -> bytes:
-    """Encode something to tell.
-
-    Args:
-        kind: What it is.
-        fields: JSON values by name.
-        blobs: Binary parts.
-    """
-    return encode_document(Kind.EXCHANGED, kind, fields, blobs)
 
 
 def block_of(number: int) -> str:
@@ -78,26 +67,26 @@ class JournalWriter:
         beat: Returns what to tell beside everything else, also when there is nothing else.
     """
 
-    def __init__(self, objects: Objects, folder: str, beat: Callable[[], bytes]) -> None:
+    def __init__(self, objects: Objects, folder: str, beat: Callable[[], Entry]) -> None:
         self._objects, self._folder, self._beat = objects, folder, beat
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[Entry] = deque()
         self._bytes, self._is_writing, self._ended = 0, False, False
         self._changed = threading.Condition()
-        self._failed: ExchangeUnreachable | None = None
+        self._failed: ExchangeError | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"tell-{folder}")
         self._thread.start()
 
-    def tell(self, *entries: bytes) -> None:
-        """Tell things (`told`), soon; wait while too much is on its way.
+    def tell(self, *entries: Entry) -> None:
+        """Tell things (`sealed.told`), soon; wait while too much is on its way.
 
         Raises:
-            ExchangeUnreachable: What was told before could not be written.
+            ExchangeError: What was told before could not be written.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._failed or self._bytes < _MOST_BYTES)
             self._check()
             self._queue.extend(entries)
-            self._bytes += sum(map(len, entries))
+            self._bytes += sum(map(size_of_entry, entries))
             self._changed.notify_all()
 
     def flush(self) -> None:
@@ -133,9 +122,9 @@ class JournalWriter:
                 self._is_writing = True
             entries.append(self._beat())
             try:
-                self._write(f"{self._folder}/{name_of(number)}", b"".join(entries))
+                self._write(f"{self._folder}/{name_of(number)}", entries)
                 number += 1
-            except ExchangeUnreachable as error:
+            except ExchangeError as error:
                 self._failed = error
             with self._changed:
                 self._is_writing = False
@@ -143,54 +132,56 @@ class JournalWriter:
                 if self._failed is not None:
                     return
 
-    def _taken(self) -> Iterator[bytes]:
+    def _taken(self) -> Iterator[Entry]:
         size = 0
         while self._queue and size < _OBJECT_BYTES:
             entry = self._queue.popleft()
-            size += len(entry)
+            size += size_of_entry(entry)
             yield entry
         self._bytes -= size
 
-    def _write(self, name: str, data: bytes) -> None:
-        patiently(lambda: self._objects.put(name, data), lambda: self._ended)
+    def _write(self, name: str, entries: list[Entry]) -> None:
+        pieces = list(sealed(self._objects.place(name), entries))
+        patiently(lambda: self._objects.put(name, *pieces), lambda: self._ended)
 
 
-def patiently(ask: Callable[[], T], is_over: Callable[[], bool] = lambda: False) -> T:
-    """Ask a storage again and again while it is away.
+def patiently(
+    ask: Callable[[], T],
+    is_over: Callable[[], bool] = lambda: False,
+    *,
+    at_first: bool = False,
+) -> T:
+    """Ask a storage again and again while it is away, or refuses.
 
     Args:
         ask: Asks it.
         is_over: Whether the answer matters no more.
+        at_first: Whether it was never reached from here: then it is asked for a minute, and no more
+            once it refuses.
 
     Raises:
-        ExchangeUnreachable: It was away for too long.
+        ExchangeError: It was away, or has refused, for too long.
     """
-    deadline_s, was_away = time.monotonic() + PATIENCE_S, False
+    began_s = since_s = time.monotonic()
+    before: type[ExchangeError] | None = None
     while True:
         try:
             return ask()
-        except ExchangeUnreachable as error:
-            if time.monotonic() > deadline_s or is_over():
+        except ExchangeError as error:
+            now_s, kind = time.monotonic(), type(error)
+            patience_s = _patience_with(error, at_first=at_first)
+            if kind is not before:
+                before, since_s = kind, now_s
+                _log.warning("%s; it is tried again for %.0f s", error, patience_s)
+            if now_s - since_s > patience_s or now_s - began_s > PATIENCE_S or is_over():
                 raise
-            if not was_away:
-                _log.warning("%s; it is tried again for %.0f s", error, PATIENCE_S)
-            was_away = True
             time.sleep(_AGAIN_S)
 
 
-def read_told(data: pa.Buffer, where: str) -> Iterator[Document]:
-    """Yield what an object tells; the key of each is what it is.
-
-    Raises:
-        DamagedState: It is not what a journal holds.
-    """
-    at = 0
-    while at < data.size:
-        size = size_of(data.slice(at, min(HEADER_BYTES, data.size - at)).to_pybytes())
-        if size is None:
-            raise DamagedState(f"{where}, byte {at:,}: was not written by Tidemill; {_REMEDY}")
-        yield decode_document(data.slice(at, size), Kind.EXCHANGED, where, _REMEDY)
-        at += size
+def _patience_with(error: ExchangeError, *, at_first: bool) -> float:
+    if isinstance(error, ExchangeUnreachable):
+        return FIRST_S if at_first else PATIENCE_S
+    return 0.0 if at_first else REFUSED_S
 
 
 class JournalReader:
@@ -209,12 +200,23 @@ class JournalReader:
         """Return what the next object tells; None if it is not there yet.
 
         Raises:
-            DamagedState: It was not written by a journal.
-            ExchangeUnreachable: The storage is away.
+            DamagedState: It is not what was written there.
+            ExchangeError: The storage is away, or refuses.
         """
         name = f"{self._folder}/{name_of(self.number)}"
         data = self._objects.get(name)
         if data is None:
             return None
         self.number += 1
-        return list(read_told(data, f"{self._objects.shown}: {name}"))
+        return list(read_sealed(data, self._objects.place(name)))
+
+    def check_not_removed(self) -> None:
+        """Check that the next object has not been written yet, where nothing came for long.
+
+        Raises:
+            DamagedState: It was, for the one behind it is there.
+            ExchangeError: The storage is away, or refuses.
+        """
+        name, behind = (f"{self._folder}/{name_of(self.number + more)}" for more in (0, 1))
+        if self._objects.get(behind) is not None and self._objects.get(name) is None:
+            raise removed(self._objects.place(name))

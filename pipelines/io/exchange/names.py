@@ -11,11 +11,20 @@ UP: Final = "up"
 """The folder of the workers' journals, by worker."""
 FILES: Final = "files"
 """The folder of what the program gives to all workers, as it stands below its root."""
+TRIED: Final = f"{FILES}/.tidemill"
+"""What the program writes first, to see whether that can be read."""
+
+
+def list_of(folder: str) -> str:
+    """Return the name of the list of the files of a folder that the program has given."""
+    return f"{FILES}/{folder}.list"
 
 
 class Told(enum.StrEnum):
     """What is told."""
 
+    OBJECT = "object"
+    """What the object is that this is the first entry of."""
     BEAT = "beat"
     """That its writer lives; of a worker also which poll its operators have taken, and how many
     objects of the program's journal it has read."""
@@ -27,9 +36,13 @@ class Told(enum.StrEnum):
     """That the source runs in this worker."""
     ELEMENTS = "elements"
     """The elements of a bundle for a step that runs in the program."""
+    GIVEN = "given"
+    """A file that the program gives, or the names of all files of a folder."""
     FILE = "file"
     """A file to write."""
     LINK = "link"
     """Another name for a file that was written."""
+    JOIN = "join"
+    """A file to write behind what is in others, which it replaces."""
     PROBLEM = "problem"
     """What is wrong with a worker, or with what it was to do."""

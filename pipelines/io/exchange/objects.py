@@ -9,6 +9,7 @@ needed; and folders are removed, not single objects, since pyarrow asks S3 four 
 from __future__ import annotations
 
 import posixpath
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -17,9 +18,12 @@ from typing import Final
 import pyarrow as pa
 from pyarrow import fs
 
-from tidemill.features.errors import ExchangeUnreachable
+from tidemill.features.errors import ExchangeError, ExchangeUnreachable
+from tidemill.pipelines.io.exchange.storage_errors import is_unanswered, is_unclear, storage_error
 
 _WRITING: Final = ".writing"
+_SURE_S: Final = 2.0
+"""So long a bucket that was there is believed to be."""
 _DEPTH: Final = 16
 """No name has so many parts."""
 
@@ -34,6 +38,7 @@ class Objects:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._sure_s = float("-inf")
 
     @property
     def shown(self) -> str:
@@ -53,37 +58,75 @@ class Objects:
         try:
             yield
         except (OSError, pa.ArrowException, ValueError) as error:
-            text = str(error).replace(self.url, self.shown)
-            raise ExchangeUnreachable(
-                f"the exchange {self.shown} cannot be {what}: {text}"
-            ) from None
+            raise self._error(what, error) from None
+
+    def _error(self, what: str, error: Exception) -> ExchangeError:
+        text = str(error)
+        if is_unclear(text) and "_opened" in vars(self):
+            text = self._said_of_a_list() or text
+        return storage_error(self.shown, what, text.replace(self.url, self.shown))
+
+    def _said_of_a_list(self) -> str:
+        """Return why the storage makes no list: unlike other answers, that one has words."""
+        try:
+            self._opened[0].get_file_info(fs.FileSelector(self._path(""), allow_not_found=False))
+        except OSError as error:
+            return str(error)
+        return ""
+
+    def _check_bucket(self) -> None:
+        """Check that the bucket is there: where it is not, no object is, and nobody says why.
+
+        Raises:
+            ExchangeError: It is not, or cannot be asked for.
+        """
+        found, path = self._opened
+        now_s = time.monotonic()
+        if not isinstance(found, fs.S3FileSystem) or now_s - self._sure_s < _SURE_S:
+            return
+        bucket = path.partition("/")[0]
+        with self._named("read"):
+            there = found.get_file_info(bucket)
+        if there.type is fs.FileType.NotFound:
+            # Some say so, too, to whoever has a key that they do not know.
+            said = f"Bucket '{bucket}' not found"
+            error = storage_error(self.shown, "read", self._said_of_a_list() or said)
+            is_named = not isinstance(error, ExchangeUnreachable)
+            raise error if is_named else storage_error(self.shown, "read", said)
+        self._sure_s = now_s
 
     def _path(self, name: str) -> str:
         return posixpath.join(self._opened[1], name)
 
-    def put(self, name: str, data: bytes | memoryview | pa.Buffer) -> None:
-        """Write an object, which has not been there.
+    def place(self, name: str) -> str:
+        """Return what names an object, and no other one, as errors show it."""
+        return f"{self.shown}/{name}"
+
+    def put(self, name: str, *pieces: bytes | memoryview | pa.Buffer) -> None:
+        """Write an object, which has not been there, in pieces.
 
         Raises:
-            ExchangeUnreachable: It cannot be written.
+            ExchangeError: It cannot be written.
         """
         found, path = self._opened[0], self._path(name)
         with self._named("written"):
             if not isinstance(found, fs.LocalFileSystem | fs.HadoopFileSystem):
                 with found.open_output_stream(path, metadata={}) as stream:
-                    stream.write(data)
+                    for piece in pieces:
+                        stream.write(piece)
                 return
             # A file is seen while it grows.
             found.create_dir(posixpath.dirname(path), recursive=True)
             with found.open_output_stream(path + _WRITING) as stream:
-                stream.write(data)
+                for piece in pieces:
+                    stream.write(piece)
             found.move(path + _WRITING, path)
 
     def get(self, name: str) -> pa.Buffer | None:
         """Read an object; None if there is none.
 
         Raises:
-            ExchangeUnreachable: It cannot be read.
+            ExchangeError: It cannot be read.
         """
         found, path = self._opened[0], self._path(name)
         with (
@@ -92,18 +135,21 @@ class Objects:
             found.open_input_file(path) as file,
         ):
             return file.read_buffer()
+        self._check_bucket()
         return None
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names of all objects in a folder and below it, ascending.
 
         Raises:
-            ExchangeUnreachable: They cannot be listed.
+            ExchangeError: They cannot be listed.
         """
         top = self._path("")
         selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
         with self._named("listed"):
             found = self._opened[0].get_file_info(selector)
+        if not found:
+            self._check_bucket()
         return sorted(
             posixpath.relpath(one.path, top)
             for one in found
@@ -114,7 +160,7 @@ class Objects:
         """Remove all objects in a folder and below it.
 
         Raises:
-            ExchangeUnreachable: They cannot be removed.
+            ExchangeError: They cannot be removed.
         """
         found, path = self._opened[0], self._path(folder)
         with self._named("written"), suppress(FileNotFoundError):
@@ -123,10 +169,10 @@ class Objects:
                     found.delete_dir(path)
                 except FileNotFoundError:
                     return
-                except OSError:
+                except OSError as error:
                     # An S3 with directories behind it removes one only when it is empty, and is
                     # asked in no order: what is deepest goes each time.
-                    if not deeper:
+                    if not deeper or is_unanswered(str(error)):
                         raise
                 else:
                     return

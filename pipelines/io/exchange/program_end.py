@@ -13,17 +13,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import apache_beam as beam
 import pyarrow as pa
 
-from tidemill.features.errors import DamagedState, EngineLost, ExchangeUnreachable
+from tidemill.features.errors import DamagedState, EngineLost, ExchangeError, ExchangeUnreachable
 from tidemill.pipelines.io.batch_bytes import batch_bytes
 from tidemill.pipelines.io.cuts import Cut
 from tidemill.pipelines.io.exchange.journal import (
@@ -33,23 +33,26 @@ from tidemill.pipelines.io.exchange.journal import (
     block_of,
     name_of,
     patiently,
-    read_told,
-    told,
 )
-from tidemill.pipelines.io.exchange.names import DOWN, FILES, UP, Told
+from tidemill.pipelines.io.exchange.left import below, remove_silent
+from tidemill.pipelines.io.exchange.names import DOWN, FILES, TRIED, UP, Told, list_of
 from tidemill.pipelines.io.exchange.objects import Objects
 from tidemill.pipelines.io.exchange.program_code import ProgramCode
+from tidemill.pipelines.io.exchange.sealed import SOMEBODY, read_sealed, removed, sealed, told
 from tidemill.pipelines.io.exchange.steps import HandedStep, HandOver, coder_of
 from tidemill.pipelines.io.exchange.worker_end import ExchangePlace
-from tidemill.pipelines.io.framing import Document
+from tidemill.pipelines.io.framing import Bytes, Document
 from tidemill.pipelines.io.poll_source import PollSource
 from tidemill.serving.files.atomic_write import link_again, write_bytes
 
 _WAIT_S: Final = 0.002
 _LOOK_S: Final = 0.005
 _LOOKS_S: Final = 0.1
+_LAST_WORD_S: Final = 15.0
 _TOGETHER: Final = 8
 """So many requests are under way to the storage at once."""
+
+JoinPieces: TypeAlias = Callable[[Sequence[Path], Path, Bytes], None]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -74,6 +77,7 @@ class ProgramEnd:
         place: Where they meet.
         writes: The folders below the root in which workers may have files written.
         report_taken: Is told, by worker, the number of the last poll that it has taken.
+        join_pieces: Writes a file behind what is in others, which it removes.
     """
 
     def __init__(
@@ -81,15 +85,17 @@ class ProgramEnd:
         place: ExchangePlace,
         writes: Sequence[Path],
         report_taken: Callable[[str, int], None],
+        join_pieces: JoinPieces,
     ) -> None:
         self.place, self._writes = place, [path.resolve() for path in writes]
         self._objects, self._report_taken = Objects(place.url), report_taken
+        self._join_pieces = join_pieces
         self._pool = ThreadPoolExecutor(_TOGETHER, "exchange")
         self._steps: dict[str, HandedStep] = {}
         self._workers: dict[str, _Worker] = {}
         self._source: str | None = None
         self._problem = ""
-        self._removed, self._looked_s = 0, 0.0
+        self._removed, self._looked_s, self._began_s = 0, 0.0, 0.0
         self._ended = threading.Event()
         self._failed: BaseException | None = None
         self._threads: list[threading.Thread] = []
@@ -104,22 +110,32 @@ class ProgramEnd:
         """Whether any worker has told anything."""
         return bool(self._workers)
 
+    @property
+    def shown(self) -> str:
+        """The URL of the job's folder, as errors show it."""
+        return self._objects.shown
+
     def give(self, path: Path) -> None:
-        """Give a file, or a folder with all that is in it, to the workers.
+        """Give a folder, with all that is in it, to the workers.
 
         Raises:
-            ExchangeUnreachable: The storage is away.
+            ExchangeError: The storage is away, or refuses.
         """
-        found = [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
-        names = [(f"{FILES}/{self.place.name(one)}", one) for one in found]
 
-        def put(name: str, one: Path) -> None:
+        def put(name: str, fields: Mapping[str, Any], *data: pa.Buffer) -> None:
+            pieces = list(sealed(self._objects.place(name), [told(Told.GIVEN, fields, data)]))
+            patiently(lambda: self._objects.put(name, *pieces), self._ended.is_set)
+
+        def put_file(name: str, one: Path) -> None:
             with pa.memory_map(str(one)) as file:
-                data = file.read_buffer()
-                patiently(lambda: self._objects.put(name, data), self._ended.is_set)
+                put(name, {}, file.read_buffer())
 
-        for done in [self._pool.submit(put, *each) for each in names]:
+        found = [one for one in path.rglob("*") if one.is_file()]
+        names = {f"{FILES}/{self.place.name(one)}": one for one in found}
+        for done in [self._pool.submit(put_file, *each) for each in names.items()]:
             done.result()
+        # Last: so whoever reads it knows that what it names was there.
+        put(list_of(self.place.name(path)), {"names": sorted(names)})
 
     def send(self, polls: PollSource, start: Cut) -> None:
         """Send polls from now on, until the last one.
@@ -171,6 +187,15 @@ class ProgramEnd:
 
         self._start(run, "take-told")
 
+    def begin(self, run: Callable[[threading.Event], None], name: str) -> None:
+        """Run something beside all else; its error ends the job.
+
+        Args:
+            run: It takes what is set when it should end.
+            name: The name of its thread.
+        """
+        self._start(lambda: run(self._ended), name)
+
     def _start(self, run: Callable[[], None], name: str) -> None:
         def until_it_fails() -> None:
             try:
@@ -187,7 +212,7 @@ class ProgramEnd:
 
         Raises:
             EngineLost: A worker has told nothing for too long, or the source has begun anew.
-            ExchangeUnreachable: The storage was away for too long.
+            ExchangeError: The storage was away for too long.
             TidemillError: What a worker has handed over cannot be written.
         """
         if self._failed is not None:
@@ -200,6 +225,15 @@ class ProgramEnd:
 
     def problem(self) -> str:
         """Return what a worker has told is wrong with it; empty if none has."""
+        return self._problem
+
+    def last_problem(self) -> str:
+        """Return the same, once all is taken that was told before now; it takes a moment."""
+        now_s = time.monotonic()
+        while not (self._problem or self._began_s > now_s or self._failed or self._ended.is_set()):
+            if time.monotonic() > now_s + _LAST_WORD_S:
+                break
+            time.sleep(_LOOK_S)
         return self._problem
 
     def _take_once(self) -> bool:
@@ -220,18 +254,28 @@ class ProgramEnd:
             while name_of(next_) in numbers:
                 taken.append((name, of, f"{UP}/{name}/{name_of(next_)}"))
                 next_ += 1
+            if numbers and max(numbers) > name_of(next_):
+                self._check_not_removed(f"{UP}/{name}/{name_of(next_)}")
         reading = self._pool.map(self._read, [path for *_, path in taken])
         for (name, of, path), data in zip(taken, reading, strict=True):
-            if data is None:  # it is listed, and removed: by nobody but us
-                raise DamagedState(f"{self._objects.shown}: {path} was removed by somebody else")
-            for one in read_told(data, f"{self._objects.shown}: {path}"):
+            if data is None:  # it was listed
+                raise removed(self._objects.place(path))
+            for one in read_sealed(data, self._objects.place(path)):
                 self._take(name, one)
             of.read += 1
             of.heard_s = looked_s
             if of.read % BLOCK == 0:
                 self._pool.submit(self._remove, f"{UP}/{name}/{block_of(of.read - 1)}")
-        self._looked_s = looked_s
+        self._looked_s, self._began_s = looked_s, began_s
         return bool(taken)
+
+    def _check_not_removed(self, path: str) -> None:
+        """Check that an object is there whose writer has written another one after it.
+
+        A list may have been made while both were written, and have the later one only.
+        """
+        if self._read(path) is None:
+            raise removed(self._objects.place(path))
 
     def _read(self, path: str) -> pa.Buffer | None:
         return patiently(lambda: self._objects.get(path), self._ended.is_set)
@@ -239,7 +283,7 @@ class ProgramEnd:
     def _remove(self, block: str) -> None:
         try:
             self._objects.remove_folder(block)
-        except ExchangeUnreachable as error:  # it goes with the job's folder
+        except ExchangeError as error:  # it goes with the job's folder
             _log.info("%s stays: %s", block, error)
 
     def _take(self, name: str, one: Document) -> None:
@@ -256,6 +300,9 @@ class ProgramEnd:
             self._report_taken(name, fields["taken"])
             if fields["read"] is not None:
                 self._remove_sent(fields["read"])
+        elif one.key == Told.JOIN:
+            pieces = [self._path(piece) for piece in fields["pieces"]]
+            self._join_pieces(pieces, self._path(fields["path"]), one.blobs[0])
         elif one.key == Told.PROBLEM:
             self._problem = self._problem or fields["text"]
         elif one.key == Told.SOURCE:
@@ -271,7 +318,7 @@ class ProgramEnd:
         if not any(path.resolve().is_relative_to(folder) for folder in self._writes):
             raise DamagedState(
                 f"{self._objects.shown}: a worker wants {name!r} to be written, which is not where "
-                "it writes: somebody else writes to the exchange"
+                f"it writes; {SOMEBODY}"
             )
         return path
 
@@ -292,7 +339,7 @@ class ProgramEnd:
         self._pool.shutdown()
         try:
             self._objects.remove_folder("")
-        except ExchangeUnreachable as error:
+        except ExchangeError as error:
             _log.warning("what a job has left is removed when another one begins: %s", error)
 
 
@@ -303,11 +350,12 @@ def exchange(
     root_id: str,
     writes: Sequence[Path],
     report_taken: Callable[[str, int], None],
+    join_pieces: JoinPieces,
     job: str,
 ) -> Iterator[ProgramEnd]:
     """Open the program's end of an exchange; the stream's lock is held.
 
-    What earlier jobs of the root have left is removed.
+    What earlier jobs of the root have left is removed meanwhile.
 
     Args:
         url: The URL of the configuration.
@@ -315,46 +363,25 @@ def exchange(
         root_id: Its id.
         writes: As in `ProgramEnd`.
         report_taken: Likewise.
+        join_pieces: Likewise.
         job: A name that no other job has.
 
     Raises:
-        ExchangeUnreachable: The storage cannot be written or read.
+        ExchangeError: The storage cannot be written or read.
     """
-    try:
-        remove_left(url, root_id)
-    except ExchangeUnreachable as error:
-        _log.warning("what earlier jobs have left stays: %s", error)
-    place = ExchangePlace(_below(url, root_id, job), str(root))
+    place = ExchangePlace(below(url, root_id, job), str(root))
     _try_out(Objects(place.url))
-    end = ProgramEnd(place, writes, report_taken)
+    end = ProgramEnd(place, writes, report_taken, join_pieces)
     try:
+        end.begin(lambda ended: remove_silent(url, root_id, job, ended), "remove-left")
         yield end
     finally:
         end.close()
 
 
-def remove_left(url: str, root_id: str) -> None:
-    """Remove what the jobs of a root have left in an exchange; none of them runs.
-
-    Args:
-        url: The URL of the configuration.
-        root_id: The root's id.
-
-    Raises:
-        ExchangeUnreachable: It cannot be removed.
-    """
-    Objects(_below(url, root_id)).remove_folder("")
-
-
-def _below(url: str, *names: str) -> str:
-    """Return the URL of a folder below that of a URL, which may have options."""
-    base, separator, options = url.partition("?")
-    return "/".join([base.rstrip("/"), *names]) + separator + options
-
-
 def _try_out(objects: Objects) -> None:
     """Check that objects can be written, listed and read."""
-    name = f"{FILES}/.tidemill"
+    name = TRIED
     objects.put(name, b"tidemill")
     found = objects.get(name)
     if found is None or found.to_pybytes() != b"tidemill" or name not in objects.names(FILES):

@@ -25,25 +25,28 @@ from typing import Final
 
 import pyarrow as pa
 
-from tidemill.features.errors import EngineLost, ExchangeUnreachable, TidemillError
+from tidemill.features.errors import EngineLost, ExchangeError, NoSuchBucket, TidemillError
 from tidemill.pipelines.io.batch_bytes import batch_of
 from tidemill.pipelines.io.cuts import Cut
 from tidemill.pipelines.io.exchange.journal import (
+    BEAT_S,
     SILENT_S,
     JournalReader,
     JournalWriter,
     patiently,
-    told,
 )
-from tidemill.pipelines.io.exchange.names import DOWN, FILES, UP, Told
+from tidemill.pipelines.io.exchange.names import DOWN, FILES, TRIED, UP, Told, list_of
 from tidemill.pipelines.io.exchange.objects import Objects
 from tidemill.pipelines.io.exchange.program_code import ProgramCode
+from tidemill.pipelines.io.exchange.sealed import Entry, read_sealed, removed, told
 from tidemill.pipelines.io.exchange.told_failures import tell_failures
-from tidemill.pipelines.io.framing import Bytes
+from tidemill.pipelines.io.framing import Bytes, Document
 from tidemill.pipelines.io.poll import Poll
 
 _LOOK_S: Final = 0.002
 _LOOKS_S: Final = 0.05
+_DOUBT_S: Final = 3 * BEAT_S
+"""After so long without a word of the program it is looked whether somebody has removed one."""
 
 _lock: Final = threading.Lock()
 _here: Final[dict[ExchangePlace, WorkerEnd]] = {}
@@ -133,10 +136,10 @@ class WorkerEnd:
         self._is_checked = True
 
     def _tell_failure(self, text: str) -> None:
-        with suppress(ExchangeUnreachable):  # nobody is reached: the failure itself is raised
+        with suppress(ExchangeError):  # nobody is reached: the failure itself is raised
             self.report_problem(text)
 
-    def _beat(self) -> bytes:
+    def _beat(self) -> Entry:
         read = None if self._polls is None else self._polls.objects_read
         return told(Told.BEAT, {"taken": self._taken(), "read": read})
 
@@ -144,8 +147,14 @@ class WorkerEnd:
         """Tell that this process is there, and wait until that is told.
 
         Raises:
-            ExchangeUnreachable: The storage is not reached from here.
+            ExchangeError: The storage is not reached from here, or is not that of the program.
         """
+        if patiently(lambda: self._objects.get(TRIED), at_first=True) is None:
+            raise NoSuchBucket(
+                f"the exchange {self._objects.shown} does not hold here what the program has "
+                "written: another storage is reached, or none is mounted; let this machine reach "
+                "the one of stream.exchange"
+            )
         self._journal.tell(self._beat())
         self.flush()
 
@@ -153,7 +162,7 @@ class WorkerEnd:
         """Tell what is wrong with this process, and wait until it is told.
 
         Raises:
-            ExchangeUnreachable: The storage is not reached from here.
+            ExchangeError: The storage is not reached from here.
         """
         self._journal.tell(told(Told.PROBLEM, {"text": problem}))
         self.flush()
@@ -180,7 +189,7 @@ class WorkerEnd:
             elements: Encoded elements.
 
         Raises:
-            ExchangeUnreachable: What was told before could not be written.
+            ExchangeError: What was told before could not be written.
         """
         self._journal.tell(told(Told.ELEMENTS, {"step": step}, elements))
 
@@ -193,37 +202,65 @@ class WorkerEnd:
         fields = {"path": self._place.name(path), "other": self._place.name(other)}
         self._journal.tell(told(Told.LINK, fields))
 
+    def join_pieces(self, pieces: Sequence[Path], path: Path, data: Bytes) -> None:
+        """Let the program write a file behind what is in others, which it removes."""
+        names = [self._place.name(one) for one in pieces]
+        fields = {"pieces": names, "path": self._place.name(path)}
+        self._journal.tell(told(Told.JOIN, fields, [data]))
+
     def read(self, path: Path) -> pa.Buffer | None:
-        """Read a file that the program has given; None if it has not given it.
+        """Read a file of a folder that the program has given; None if it has no such file.
 
         Raises:
-            ExchangeUnreachable: The storage is away.
+            DamagedState: It is not what the program has given.
+            ExchangeError: The storage is away, or refuses.
         """
         name = f"{FILES}/{self._place.name(path)}"
-        return patiently(lambda: self._objects.get(name))
+        found = self._given(name)
+        if found is not None:
+            return found.blobs[0]
+        if name in self._names(path.parent):
+            raise removed(self._objects.place(name))
+        return None
+
+    def _given(self, name: str) -> Document | None:
+        data = patiently(lambda: self._objects.get(name))
+        if data is None:
+            return None
+        (found,) = read_sealed(data, self._objects.place(name))
+        return found
+
+    def _names(self, folder: Path) -> list[str]:
+        name = list_of(self._place.name(folder))
+        found = self._given(name)
+        if found is None:
+            raise removed(self._objects.place(name))
+        names: list[str] = found.fields["names"]
+        return names
 
     def folder(self, path: Path) -> Path:
         """Return a copy on this machine's disk of a folder that the program has given.
 
         Raises:
-            ExchangeUnreachable: The storage is away.
+            DamagedState: It is not what the program has given.
+            ExchangeError: The storage is away, or refuses.
         """
         name = self._place.name(path)
         with self._lock:
             if name not in self._folders:
-                self._folders[name] = self._copied(name)
+                self._folders[name] = self._copied(path)
             return self._folders[name]
 
-    def _copied(self, name: str) -> Path:
-        top = f"{FILES}/{name}"
-        copy = Path(tempfile.mkdtemp(prefix="tidemill-")) / PurePosixPath(name).name
+    def _copied(self, path: Path) -> Path:
+        copy = Path(tempfile.mkdtemp(prefix="tidemill-")) / path.name
         try:
-            for found in patiently(lambda: self._objects.names(top)):
-                data = patiently(lambda found=found: self._objects.get(found))  # type: ignore[misc]
-                assert data is not None
-                to = copy / PurePosixPath(found).relative_to(top)
+            for name in self._names(path):
+                found = self._given(name)
+                if found is None:
+                    raise removed(self._objects.place(name))
+                to = copy / PurePosixPath(name).relative_to(f"{FILES}/{self._place.name(path)}")
                 to.parent.mkdir(parents=True, exist_ok=True)
-                to.write_bytes(data)
+                to.write_bytes(found.blobs[0])
         except BaseException:
             shutil.rmtree(copy.parent, ignore_errors=True)
             raise
@@ -233,7 +270,7 @@ class WorkerEnd:
         """Return the polls that the program sends: they are for one process.
 
         Raises:
-            ExchangeUnreachable: What was told before could not be written.
+            ExchangeError: What was told before could not be written.
         """
         if self._polls is None:
             self._journal.tell(told(Told.SOURCE, {}))
@@ -252,7 +289,7 @@ class SentPolls:
         self._journal = journal
         self._polls: deque[tuple[Poll, list[pa.RecordBatch]]] = deque()
         self._end: Poll | None = None
-        self._heard_s = self._looks_s = time.monotonic()
+        self._heard_s = self._looks_s = self._sure_s = time.monotonic()
         self._wait_s = _LOOK_S
 
     @property
@@ -302,6 +339,9 @@ class SentPolls:
         if entries is None:
             now_s = time.monotonic()
             self._heard_s += now_s - began_s  # nobody can tell anything while storage is away
+            if now_s - max(self._heard_s, self._sure_s) > _DOUBT_S:
+                patiently(self._journal.check_not_removed)
+                now_s = self._sure_s = time.monotonic()
             self._wait_s = min(2 * self._wait_s, _LOOKS_S)
             self._looks_s = now_s + self._wait_s
             return

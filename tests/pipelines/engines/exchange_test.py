@@ -5,25 +5,32 @@ The workers see an empty folder where the root is (`tests.support.elsewhere`).
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
 from benchmarks import live_flink
 from benchmarks.__main__ import write
 from benchmarks.measure import QUICK
-from tests.support.elsewhere import elsewhere
+from tests.support.elsewhere import command_elsewhere, elsewhere
 from tests.support.flink_cluster import TestCluster
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
+from tests.support.markdown import ROOT
 from tests.support.quick_reports import check_quick_report
 from tests.support.redis_server import RedisServer, free_port, running
 from tests.support.replayed import REQUESTS, Replayed
 from tests.support.s3_server import S3Server
+from tidemill.pipelines.io.exchange.objects import Objects
 from tidemill.pipelines.run import paths
+
+WRONG_KEY = {"AWS_SECRET_ACCESS_KEY": "wrong"}
 
 
 @pytest.fixture
@@ -115,3 +122,62 @@ def test_a_live_stream_over_s3_loses_and_doubles_nothing_whoever_is_killed(
             project.drain(process)
     assert project.verify() == 4 * 100
     assert s3.objects() == []
+
+
+def test_workers_that_taskmanagers_start_elsewhere_stream_or_say_what_is_wrong_with_them(
+    cluster: TestCluster, store: str, s3: S3Server, broker: TestBroker, tmp_path: Path
+) -> None:
+    project = LiveProject(tmp_path / "live", broker, savepoint_every="2s", sinks=True)
+    path, root = project.folder / "tidemill.yaml", project.folder / "run"
+    path.write_text(path.read_text().replace("{type: sqlite, path: online.db}", store))
+    meet_at(project.folder, s3.url)
+    project.run("backfill")
+    project.produce(60, 20)
+    other = tmp_path / "other"
+    other.mkdir()
+    text = (project.folder / "project.py").read_text()
+    (other / "project.py").write_text(text.replace('count(over="10m")', 'count(over="20m")'))
+    there = project.folder, ROOT
+
+    def fails(said: str, environment: Mapping[str, str], first: Sequence[Path] = there) -> None:
+        command = command_elsewhere(root, tmp_path / "boot", environment, first)
+        project.flags = [*cluster.process_flags[:-1], *command]
+        with project.streaming() as process:
+            assert process.wait(180) == 1, project.log()
+        assert said in " ".join(project.log().split()), project.log()
+
+    fails("error: a worker has imported the project", s3.environment, (other, ROOT))
+    fails("is refused by the storage: its credentials are wrong", {**s3.environment, **WRONG_KEY})
+    command = command_elsewhere(root, tmp_path / "boot", s3.environment, there)
+    project.flags = [*cluster.process_flags[:-1], *command, "--parallelism=2"]
+    with project.streaming() as process:
+        project.wait_for(20, process)
+        # Somebody puts an older object in the place of one that was not read yet.
+        os.killpg(process.pid, signal.SIGSTOP)
+        storage, top = fs.FileSystem.from_uri(s3.url)
+        older, newer = unread(s3)
+        storage.copy_file(f"{top}/{older}", f"{top}/{newer}")
+        os.killpg(process.pid, signal.SIGCONT)
+        assert process.wait(180) == 1, project.log()
+    said = " ".join(project.log().split())
+    assert "has put there; somebody else writes to the exchange" in said
+    with project.streaming("--resume") as process:
+        project.produce(60, 20)
+        project.wait_for(40, process)
+        project.drain(process)
+    assert project.verify() == 4 * 40
+    assert s3.objects() == []
+
+
+def unread(s3: S3Server) -> list[str]:
+    """Return the last two objects of a worker, the last of which was written just now."""
+    objects = Objects(s3.url)
+    before = set(objects.names())
+    deadline_s = time.monotonic() + 60
+    while True:
+        found = [name for name in objects.names() if "/up/" in name]
+        for older, newer in itertools.pairwise(found):
+            if newer not in before and older.rpartition("/")[0] == newer.rpartition("/")[0]:
+                return [older, newer]
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)

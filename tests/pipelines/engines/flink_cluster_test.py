@@ -25,6 +25,7 @@ from tests.support.flink_cluster import (
     TASK_MANAGER,
     WORKER_POOL,
     TestCluster,
+    workers_of,
 )
 from tests.support.folders import build_of
 from tests.support.live_project import LiveProject, instant
@@ -273,6 +274,26 @@ def test_a_live_stream_goes_from_engine_to_engine_and_is_proven_whole(
             project.wait_for(asked, process)
             project.drain(process)
     assert project.verify() == 4 * asked
+
+
+def test_a_live_stream_of_workers_that_the_taskmanager_starts_loses_one_and_drains(
+    up: TestCluster, broker: Any, tmp_path: Path
+) -> None:
+    project = LiveProject(tmp_path / "live", broker, savepoint_every="2s", sinks=True)
+    project.run("backfill")
+    project.flags, root = up.process_flags, project.folder / "run"
+    with project.streaming() as process:
+        project.produce(60, 20)
+        project.wait_for(20, process)
+        (worker,) = workers_of(root)
+        worker.end(0.0)
+        project.produce(60, 20)
+        project.wait_for(40, process)
+        project.drain(process)
+    assert workers_of(root) == []
+    assert [path for jobs in root.glob("generations/*/jobs") for path in jobs.iterdir()] == []
+    assert "(1 of 10)" in project.log()
+    assert project.verify() == 4 * 40
 
 
 def test_what_is_lost_of_a_job_of_two_workers_loses_doubles_and_changes_nothing(

@@ -15,11 +15,13 @@ import pytest
 
 from tidemill.features.errors import DamagedState, EngineLost, ExchangeUnreachable, NoSpace
 from tidemill.pipelines.io.cuts import Cut
-from tidemill.pipelines.io.exchange import journal, worker_end
-from tidemill.pipelines.io.exchange.journal import BLOCK, name_of, told
+from tidemill.pipelines.io.exchange import journal, left, worker_end
+from tidemill.pipelines.io.exchange.journal import BLOCK, name_of
+from tidemill.pipelines.io.exchange.left import remove_left
 from tidemill.pipelines.io.exchange.names import UP, Told
 from tidemill.pipelines.io.exchange.objects import Objects
-from tidemill.pipelines.io.exchange.program_end import ProgramEnd, exchange, remove_left
+from tidemill.pipelines.io.exchange.program_end import ProgramEnd, exchange
+from tidemill.pipelines.io.exchange.sealed import Entry, sealed, told
 from tidemill.pipelines.io.exchange.worker_end import WorkerEnd
 from tidemill.pipelines.io.poll import Poll, PollPart
 
@@ -41,6 +43,7 @@ class Meeting:
             "root-id",
             [self.root / "a", self.root / "b"],
             self.taken.__setitem__,
+            lambda *_: None,
             job,
         )
 
@@ -73,6 +76,12 @@ def wait(is_so: Callable[[], object], program: ProgramEnd | None = None) -> None
             program.check()
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
+
+
+def put(program: ProgramEnd, name: str, *entries: Entry) -> None:
+    """Write an object as whoever may write to the storage can."""
+    objects = Objects(program.place.url)
+    objects.put(name, *sealed(objects.place(name), entries))
 
 
 @beam.typehints.with_input_types(bytes)
@@ -140,7 +149,7 @@ def test_files_of_workers_are_written_below_the_root(
 def test_nobody_writes_where_workers_do_not(meeting: Meeting, path: str) -> None:
     with meeting.open() as program:
         evil = told(Told.FILE, {"path": path}, [b"evil"])
-        Objects(program.place.url).put(f"{UP}/enemy/{name_of(0)}", evil)
+        put(program, f"{UP}/enemy/{name_of(0)}", evil)
         program.take()
         with pytest.raises(DamagedState, match="is not where it writes"):
             wait(lambda: False, program)
@@ -150,7 +159,7 @@ def test_nobody_writes_where_workers_do_not(meeting: Meeting, path: str) -> None
 def test_a_step_that_there_is_not_is_an_error(meeting: Meeting) -> None:
     with meeting.open() as program:
         evil = told(Told.ELEMENTS, {"step": "other"}, [b"evil"])
-        Objects(program.place.url).put(f"{UP}/enemy/{name_of(0)}", evil)
+        put(program, f"{UP}/enemy/{name_of(0)}", evil)
         program.take()
         with pytest.raises(DamagedState, match="no step 'other'"):
             wait(lambda: False, program)
@@ -172,15 +181,17 @@ def test_what_the_program_gives_is_read_by_workers(
     folder.mkdir(parents=True)
     (folder / "a").write_bytes(b"a" * 1_000)
     (folder / "empty").write_bytes(b"")
-    (meeting.root / "one.state").write_bytes(b"state")
+    states = meeting.root / "states"
+    states.mkdir()
+    (states / "one.state").write_bytes(b"state")
     with meeting.open() as program:
         program.give(meeting.root / "bundle")
-        program.give(meeting.root / "one.state")
+        program.give(states)
         one = worker(program)
-        found = one.read(meeting.root / "one.state")
+        found = one.read(states / "one.state")
         assert found is not None
         assert found.to_pybytes() == b"state"
-        assert one.read(meeting.root / "other.state") is None
+        assert one.read(states / "other.state") is None
         copy = one.folder(meeting.root / "bundle")
         assert copy == one.folder(meeting.root / "bundle")
         assert copy.name == "bundle"
@@ -297,7 +308,9 @@ def test_an_error_of_a_step_of_the_program_is_raised(
 
 
 def test_what_another_job_tells_is_not_read_and_is_removed_by_the_next(
-    meeting: Meeting, worker: Callable[[ProgramEnd], WorkerEnd]
+    meeting: Meeting,
+    worker: Callable[[ProgramEnd], WorkerEnd],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with meeting.open("first") as program:
         before = worker(program)
@@ -313,17 +326,18 @@ def test_what_another_job_tells_is_not_read_and_is_removed_by_the_next(
         wait(lambda: len(kept.said) == 2, program)
     assert kept.said[1] == [b"now"]
     assert not (meeting.root / "a" / "late").exists()
-    left = Objects(f"{meeting.url}/root-id")
-    assert {name.split("/")[0] for name in left.names()} == {"first"}
+    there = Objects(f"{meeting.url}/root-id")
+    assert {name.split("/")[0] for name in there.names()} == {"first"}
+    monkeypatch.setattr(left, "_SILENT_S", 0.2)
     with meeting.open("third"):
-        assert {name.split("/")[0] for name in left.names()} <= {"third"}
+        wait(lambda: {name.split("/")[0] for name in there.names()} <= {"third"})
     before.hand_over("keep", [b"later"])
     before.flush()
-    assert left.names()
+    assert there.names()
     remove_left(meeting.url, "other-root")
-    assert left.names()
+    assert there.names()
     remove_left(meeting.url, "root-id")
-    assert not left.names()
+    assert not there.names()
 
 
 def test_whoever_tells_nothing_for_long_is_lost(
@@ -414,3 +428,143 @@ def test_a_storage_that_does_not_give_back_what_was_written_is_refused_at_once(
     monkeypatch.setattr(Objects, "names", lambda *_: [])
     with pytest.raises(ExchangeUnreachable, match="does not give back"), meeting.open():
         pass
+
+
+# What an enemy or an accident does to objects.
+
+
+def hand_over_three(meeting: Meeting, program: ProgramEnd, one: WorkerEnd) -> list[Path]:
+    """Let a worker write three objects; return their files."""
+    for number in range(3):
+        one.hand_over("keep", [b"%d" % number])
+        one.flush()
+    one.close()
+    place = Path(program.place.url.removeprefix("file://"))
+    return sorted((place / UP / one.name).rglob("0*0*[0-9]"))[-3:]
+
+
+@pytest.mark.parametrize(
+    ("do", "said"),
+    [
+        (lambda files: files[1].write_bytes(files[1].read_bytes()[:-9]), "cut short"),
+        (lambda files: files[1].write_bytes(b""), "was not written by Tidemill"),
+        (lambda files: files[1].write_bytes(files[0].read_bytes()), "somebody has put there"),
+        (lambda files: files[1].write_bytes(files[1].read_bytes()[: -beat()]), "cut short"),
+        (lambda files: files[1].write_bytes(files[1].read_bytes() * 2), "added to"),
+        (lambda files: flip(files[1]), "its checksum does not match"),
+        (lambda files: files[1].unlink(), "was removed, and not by Tidemill"),
+    ],
+    ids=["truncated", "emptied", "older", "cut at an entry", "doubled", "changed", "deleted"],
+)
+def test_an_object_that_is_not_what_was_written_ends_the_job_by_name(
+    meeting: Meeting,
+    worker: Callable[[ProgramEnd], WorkerEnd],
+    do: Callable[[list[Path]], object],
+    said: str,
+) -> None:
+    kept = Keep()
+    with meeting.open() as program:
+        program.step("keep", kept)
+        files = hand_over_three(meeting, program, worker(program))
+        assert len(files) == 3
+        do(files)
+        program.take()
+        with pytest.raises(DamagedState, match=said) as error:
+            wait(lambda: False, program)
+    assert "let nobody, and run `tidemill stream --resume`" in str(error.value)
+    assert [b"2"] not in kept.said
+
+
+def beat() -> int:
+    """The bytes of a worker's last entry of an object."""
+    return len(b"".join(told(Told.BEAT, {"taken": 0, "read": None})))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-beat() - 8] ^= 1
+    path.write_bytes(data)
+
+
+def test_what_is_done_to_an_object_that_was_read_is_harmless(
+    meeting: Meeting, worker: Callable[[ProgramEnd], WorkerEnd]
+) -> None:
+    kept = Keep()
+    with meeting.open() as program:
+        program.step("keep", kept)
+        program.take()
+        one = worker(program)
+        one.hand_over("keep", [b"0"])
+        wait(lambda: len(kept.said) == 2, program)
+        place = Path(program.place.url.removeprefix("file://")) / UP / one.name
+        first = place / name_of(0)
+        flip(first)
+        one.hand_over("keep", [b"1"])
+        wait(lambda: len(kept.said) == 3, program)
+        first.unlink()
+        one.hand_over("keep", [b"2"])
+        wait(lambda: len(kept.said) == 4, program)
+    assert kept.said[1:4] == [[b"0"], [b"1"], [b"2"]]
+
+
+def test_a_poll_that_was_removed_or_replaced_ends_the_source_by_name(
+    meeting: Meeting,
+    worker: Callable[[ProgramEnd], WorkerEnd],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_end, "_DOUBT_S", 0.2)
+    for name, do, said in (
+        ("removed", lambda files: files[1].unlink(), "was removed"),
+        ("older", lambda files: files[1].write_bytes(files[0].read_bytes()), "has put there"),
+    ):
+        monkeypatch.setattr(journal, "BEAT_S", 0.05)
+        with meeting.open(name) as program:
+            folder = Path(program.place.url.removeprefix("file://")) / "down"
+            wait((folder / name_of(2)).exists, program)
+            do([folder / name_of(number) for number in range(2)])
+            polls = worker(program).polls()
+            with pytest.raises(DamagedState, match=said):
+                wait(lambda polls=polls: polls.check())
+
+
+def test_given_files_that_were_removed_or_replaced_are_named(
+    meeting: Meeting, worker: Callable[[ProgramEnd], WorkerEnd]
+) -> None:
+    states = meeting.root / "states"
+    states.mkdir()
+    for name in ("a", "b", "c"):
+        (states / name).write_bytes(name.encode())
+    with meeting.open() as program:
+        program.give(states)
+        there = Path(program.place.url.removeprefix("file://")) / "files" / "states"
+        (there / "a").unlink()
+        (there / "b").write_bytes((there / "c").read_bytes())
+        one = worker(program)
+        with pytest.raises(DamagedState, match="was removed"):
+            one.read(states / "a")
+        with pytest.raises(DamagedState, match="has put there"):
+            one.read(states / "b")
+        with pytest.raises(DamagedState):
+            one.folder(states)
+        (there.parent / "states.list").unlink()
+        with pytest.raises(DamagedState, match=r"states\.list: was removed"):
+            one.read(states / "d")
+
+
+def test_a_copy_of_the_root_with_the_same_url_leaves_the_job_that_runs_alone(
+    meeting: Meeting,
+    worker: Callable[[ProgramEnd], WorkerEnd],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(journal, "BEAT_S", 0.05)
+    monkeypatch.setattr(left, "_SILENT_S", 1.0)
+    kept = Keep()
+    with meeting.open("first") as program:
+        program.step("keep", kept)
+        program.take()
+        one = worker(program)
+        with meeting.open("of-a-copy"):
+            wait(lambda: "another program has the job first" in caplog.text, program)
+        one.hand_over("keep", [b"0"])
+        wait(lambda: len(kept.said) == 2, program)

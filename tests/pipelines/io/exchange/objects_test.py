@@ -87,12 +87,3 @@ def test_a_storage_that_is_away_or_no_storage_is_named_without_secrets(url: str)
     with pytest.raises(ExchangeUnreachable, match="the exchange ") as error:
         objects.put("a/b", b"")
     assert "secret" not in str(error.value)
-
-
-def test_wrong_credentials_are_an_error(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    objects = Objects(s3.url)
-    for call in (lambda: objects.put("a", b""), objects.names):
-        with pytest.raises(ExchangeUnreachable):
-            call()
