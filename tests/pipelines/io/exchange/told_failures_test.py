@@ -16,11 +16,13 @@ from tidemill.pipelines.io.exchange.program_code import ProgramCode
 from tidemill.pipelines.io.exchange.program_end import ProgramEnd
 from tidemill.pipelines.io.exchange.told_failures import is_of_a_step
 from tidemill.pipelines.io.exchange.worker_end import ExchangePlace, WorkerEnd
+from tidemill.pipelines.stream.savepoint_files import join_pieces
 
 
 @contextmanager
 def program(folder: Path, code: ProgramCode) -> Iterator[ProgramEnd]:
-    end = ProgramEnd(ExchangePlace(f"file://{folder}", str(folder)), [], lambda *_: None)
+    place = ExchangePlace(f"file://{folder}", str(folder))
+    end = ProgramEnd(place, [], lambda *_: None, join_pieces)
     end.let_workers_check(code)
     end.take()
     try:
