@@ -50,8 +50,8 @@ def prove_published(
                 Mismatch(
                     "store", view, view, seen=f"rows of generation {origin.generation}",
                     expected=f"generation {config.current.generation}",
-                    cause="the log that they were made from is no longer there; run `tidemill "
-                    "backfill --publish`",
+                    cause="the log, or the states, that they were made from are no longer there; "
+                    "run `tidemill backfill --publish`",
                 )
             )  # fmt: skip
         elif not origin.is_of_stream:

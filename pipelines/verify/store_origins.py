@@ -20,6 +20,8 @@ from tidemill.pipelines.recovery.release_log import read_release_lines
 from tidemill.pipelines.recovery.republish import keeps_frontiers
 from tidemill.pipelines.recovery.store_fills import cuts_of, is_of_log, key_spaces
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.operator_key import OperatorKey
+from tidemill.pipelines.stream.state_files import state_path
 from tidemill.serving.generations.current import Current
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.fills import Fill
@@ -118,7 +120,23 @@ def _of_backfill(config: Configuration, fill: Fill) -> Origin:
     before = replace(config.current, generation=fill.generation, stream=0)
     before = replace(before, build=before.next_number("build") - 1)
     there = bool(fill.generation) and bool(Log(before.build_folder).sources())
+    if there and not _has_states(config, before, fill):
+        there = False  # a stream that was upgraded made them, and another generation has begun
     return Origin(before if there else None, False, fill.generation)
+
+
+def _has_states(config: Configuration, current: Current, fill: Fill) -> bool:
+    """Tell whether a build has states of a view that are of its present definition."""
+    folder, view = current.build_folder / paths.STATES, config.project.view(fill.space.view)
+    if not (folder / paths.HANDOFF).exists():
+        return False
+    handoff = read_record(folder)
+    keys = (OperatorKey(view.name, view.hash, shard, fill.shards) for shard in range(fill.shards))
+    return (
+        handoff.shards == fill.shards
+        and handoff.views.get(view.name) == view.hash
+        and all(state_path(folder, key).exists() for key in keys)
+    )
 
 
 def _of_build(current: Current, fill: Fill) -> Current:

@@ -15,6 +15,8 @@ from tests.support.command_orders import COMMANDS, OrdersShop, covering_walk
 from tests.support.redis_server import running
 from tidemill.features.contract import HOUR
 from tidemill.features.errors import LostPublications
+from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.verify.verify import verify
 
 ORDERS: Final = (
     "upgrade publish forget resume publish stream",
@@ -71,6 +73,21 @@ def test_a_stream_whose_rows_were_replaced_says_what_to_do(
     with pytest.raises(LostPublications, match="run `tidemill republish`, then resume"):
         shop.run("resume")
     shop.run("republish")
+    shop.end()
+
+
+def test_rows_of_an_upgrade_that_another_generation_has_overtaken_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = shop_of(tmp_path, monkeypatch)
+    shop.begin(monkeypatch)
+    for command in ("upgrade", "correct", "forget"):  # the upgraded stream never went on
+        shop.run(command)
+    found = verify(shop.config(), QuietProgress(), sample=5)
+    causes = {one["cause"] for one in found["first_mismatches"]}
+    assert len(causes) == 1
+    assert "run `tidemill backfill --publish`" in causes.pop()
+    shop.run("publish")
     shop.end()
 
 
