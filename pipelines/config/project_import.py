@@ -79,10 +79,10 @@ def _make_first(folder: Path) -> None:
     others = _folders - {folder}
     stale = {
         name
-        for name, module in sys.modules.items()
+        for name, module in list(sys.modules.items())  # another thread may be importing
         if "." not in name and _home(module) in others and _holds(folder, name)
     }
-    for name in [name for name in sys.modules if name.partition(".")[0] in stale]:
+    for name in [name for name in list(sys.modules) if name.partition(".")[0] in stale]:
         del sys.modules[name]
     _folders.add(folder)
 

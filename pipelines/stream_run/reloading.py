@@ -84,6 +84,16 @@ class LiveSettings:
         return SettingsRecord(number, RUN_ID, at_us, taken, waiting)
 
 
+def _reloaded(settings: LiveSettings, number: int) -> SettingsRecord:
+    """Reload, and answer whoever has asked also where that fails as nobody has foreseen."""
+    try:
+        return settings.reload(number)
+    except Exception as error:  # noqa: BLE001 - it is logged, and told whoever has asked
+        _log.exception("the stream goes on with the settings that it has")
+        said = f"{type(error).__name__}: {error}"
+        return SettingsRecord(number, RUN_ID, time.time_ns() // 1_000, error=said)
+
+
 @contextmanager
 def live_settings(config: Configuration, say: Callable[[str], None]) -> Iterator[LiveSettings]:
     """Read the file again whenever somebody asks, while the block runs the stream.
@@ -107,7 +117,7 @@ def live_settings(config: Configuration, say: Callable[[str], None]) -> Iterator
             try:
                 if (number := asked(generation)) > seen:
                     seen = number
-                    settings.reload(number).write(generation)
+                    _reloaded(settings, number).write(generation)
                 said = ""
             except (StateError, FileError) as error:
                 if str(error) != said:

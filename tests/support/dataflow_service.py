@@ -235,7 +235,8 @@ class DataflowService:
             self.objects[options["pipelineUrl"].removeprefix(f"gs://{BUCKET}/")]
         )
         assert self.workers is not None
-        path = [*import_path(), *([] if self.image is None else [str(self.image)])]
+        # Earlier tests of this process have put folders of other projects on its path.
+        path = [*([] if self.image is None else [str(self.image)]), *import_path()]
         pool = beam_runner_api_pb2.ExternalPayload(
             endpoint=endpoints_pb2.ApiServiceDescriptor(url=self.workers),
             params={IMPORTS: json.dumps(path)},

@@ -124,6 +124,25 @@ def test_a_request_that_comes_while_a_stream_starts_is_answered(
     assert ask(generation) == number + 1
 
 
+def test_whoever_asks_is_answered_also_if_reading_again_fails_unforeseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = MemoryTopics()
+    topics.install(monkeypatch)
+    config = TopicProject(tmp_path / "shop", topics).config()
+    backfill(config, QuietProgress())
+
+    def load(*_: object, **__: object) -> None:
+        raise RuntimeError("dictionary changed size during iteration")
+
+    monkeypatch.setattr("tidemill.pipelines.stream_run.reloading.load", load)
+    with live_settings(config, pytest.fail):
+        for _ in range(2):
+            number = ask(config.current.folder)
+            answered = wait_for_answer(config.current.folder, number)
+            assert answered.error == "RuntimeError: dictionary changed size during iteration"
+
+
 def test_a_file_that_is_gone_changes_nothing(tmp_path: Path) -> None:
     config = replace(
         TopicProject(tmp_path / "shop", MemoryTopics()).config(), path=tmp_path / "gone.yaml"
