@@ -123,10 +123,14 @@ def test_a_live_stream_loses_and_doubles_nothing_whoever_is_killed(
             (job,) = service.running()
         # The program, under a job that runs.
         assert service.running() == [job]
+        left = s3.objects()
+        assert left
         project.produce(60, 20)
         with project.streaming("--resume") as process:
             project.wait_for(100, process)
             assert job.state == "JOB_STATE_CANCELLED"
+            # It is removed once it has been silent for a while.
+            wait_until(lambda: not any(path.exists() for path in left))
             project.drain(process)
         assert service.running() == []
         assert pool.written() == []

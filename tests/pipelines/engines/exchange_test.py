@@ -109,9 +109,13 @@ def test_a_live_stream_over_s3_loses_and_doubles_nothing_whoever_is_killed(
             s3.start()
             project.wait_for(60, process)
         # The program, under a job that runs.
+        left = s3.objects()
+        assert left
         project.produce(60, 20)
         with project.streaming("--resume") as process:
             project.wait_for(80, process)
+            # It is removed once it has been silent for a while.
+            wait_until(lambda: not any(path.exists() for path in left))
             project.drain(process)
         assert pool.written() == []
         # The states are the program's own: it goes on without workers, too.
