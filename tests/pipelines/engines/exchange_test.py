@@ -18,6 +18,7 @@ from pyarrow import fs
 from benchmarks import live_flink
 from benchmarks.__main__ import write
 from benchmarks.measure import QUICK
+from tests.support.dataflow_service import wait_until
 from tests.support.elsewhere import command_elsewhere, elsewhere
 from tests.support.flink_cluster import TestCluster
 from tests.support.kafka_broker import TestBroker
