@@ -8,16 +8,15 @@ machine, too.
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from benchmarks.live import LARGE_BACKLOG, Adapt, large_messages, latency, quickly, sustained
 from benchmarks.measure import Effort, Figure
+from tests.support.environment import environment
 from tests.support.flink_cluster import TestCluster
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
@@ -30,17 +29,6 @@ KERNEL_ROWS: Final = 1_000_000
 _DATABASES: Final = itertools.count()
 """Each project has a root of its own, which does not write what another one's writes."""
 _SQLITE: Final = "{type: sqlite, path: online.db}"
-
-
-@contextmanager
-def _environment(further: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(further)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 class Servers(NamedTuple):
@@ -130,7 +118,7 @@ def run(quick: bool, effort: Effort) -> list[Figure]:
         s3 = S3Server(folder / "s3", free_port())
         broker = TestBroker(folder / "kafka")
         store = RedisServer(folder / "redis", {"databases": "99"})
-        with _environment(s3.environment):
+        with environment(s3.environment):
             cluster = TestCluster(folder / "cluster")
             servers = Servers(broker, store, cluster)
             try:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tidemill.features.errors import EngineLost
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.engines.attempted import attempted
 from tidemill.pipelines.engines.choosing import (
     EngineChoice,
     check_engine,
@@ -23,7 +25,7 @@ from tidemill.pipelines.engines.choosing import (
     run,
 )
 from tidemill.pipelines.engines.flink import FlinkPlace, check_cluster, flink_options
-from tidemill.pipelines.engines.flink_jobs import attempted, end_abandoned
+from tidemill.pipelines.engines.flink_jobs import end_abandoned, end_job
 from tidemill.pipelines.engines.flink_run import FlinkRun, flink_runner
 from tidemill.pipelines.engines.options import job_name, pipeline_options
 from tidemill.pipelines.engines.worker_code import WorkerCode
@@ -133,7 +135,7 @@ class BatchJobs:
                 end_abandoned(self.attempts)
                 # Its workers are killed: what they write is whole or not there, and wanted no
                 # more, or done.
-                with attempted(self.attempts, patience_s=0.0) as (attempt, _):
+                with attempted(self.attempts, partial(end_job, patience_s=0.0)) as (attempt, _):
                     return self._run_on_flink(place, attempt, step, wire)
             except EngineLost as error:
                 lost += 1

@@ -13,22 +13,14 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tidemill.features.errors import DamagedState, ServiceUnreachable
 from tidemill.pipelines.engines.dataflow_service import ENDING, OVER, Job, Service
-from tidemill.pipelines.engines.flink_jobs import Meeting
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.serving.files.atomic_write import write_text
-from tidemill.serving.files.file_errors import named_for
-
-if TYPE_CHECKING:
-    from tidemill.pipelines.io.exchange.program_end import ProgramEnd
 
 _ENGINE: Final = "dataflow"
 _APPEARS_S: Final = 60.0
@@ -131,36 +123,10 @@ def _age_s(attempt: Attempt) -> float:
         return float("inf")
 
 
-@contextmanager
-def attempted(folder: Path, meeting: Meeting) -> Iterator[tuple[Attempt, ProgramEnd]]:
-    """Begin an attempt; whatever happens in the block, its job is over behind it.
-
-    Args:
-        folder: The folder of attempts.
-        meeting: Opens the exchange in which its workers meet the program, which is closed after the
-            job has ended.
-
-    Yields:
-        The attempt, and the program's end of the exchange.
-
-    Raises:
-        ServiceUnreachable, JobRefused: As for `stop_job`.
-    """
-    attempt = Attempt.below(folder)
-    with attempt.submitted(), ExitStack() as opened:
-        try:
-            yield attempt, opened.enter_context(meeting(attempt.name))
-        finally:
-            end_job(attempt)
-
-
 def end_job(attempt: Attempt) -> None:
     """Stop the job of an attempt, and remove what it has left. Errors as for `stop_job`."""
     stop_job(attempt)
-    with named_for(attempt.folder):
-        while attempt.folder.exists():
-            with suppress(FileNotFoundError):  # somebody else may remove it, too
-                shutil.rmtree(attempt.folder)
+    attempt.remove()
 
 
 def end_jobs(folder: Path) -> None:

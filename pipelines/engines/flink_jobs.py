@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import socket
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tidemill.features.errors import DamagedState, ServerNotStopped
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.servers.flink_cluster import ask_rest
 from tidemill.pipelines.servers.processes import RunningProcess
 from tidemill.serving.files.atomic_write import write_text
-from tidemill.serving.files.file_errors import named_for
-
-if TYPE_CHECKING:
-    from tidemill.pipelines.io.exchange.program_end import ProgramEnd
 
 RUNNING: Final = "RUNNING"
 FINISHED: Final = "FINISHED"
@@ -93,38 +87,6 @@ def record_job(attempt: Attempt, rest: str, name: str) -> None:
     write_text(attempt.job, json.dumps({"rest": rest, "name": name}))
 
 
-Meeting = Callable[[str], AbstractContextManager["ProgramEnd"]]
-"""Opens the program's end of an exchange for a job of a name."""
-
-
-@contextmanager
-def attempted(
-    folder: Path, patience_s: float = _EXIT_S, meeting: Meeting | None = None
-) -> Iterator[tuple[Attempt, ProgramEnd | None]]:
-    """Begin an attempt; whatever happens in the block, no worker of it is left behind it.
-
-    Args:
-        folder: The folder of attempts.
-        patience_s: How long its workers may take to end by themselves; 0.0 kills them at once.
-        meeting: Opens the exchange in which its workers meet the program, which is closed after the
-            job has ended, and while the attempt is still locked; None for workers that share the
-            program's disk.
-
-    Yields:
-        The attempt, and the program's end of the exchange.
-
-    Raises:
-        ServerNotStopped: A worker cannot be ended.
-    """
-    attempt = Attempt.below(folder)
-    with attempt.submitted(), ExitStack() as opened:
-        try:
-            yield attempt, None if meeting is None else opened.enter_context(meeting(attempt.name))
-        finally:
-            stop_job(attempt, patience_s)
-            end_job(attempt)
-
-
 def stop_job(attempt: Attempt, patience_s: float = _EXIT_S) -> None:
     """Stop the job of an attempt, and wait until none of its workers is left.
 
@@ -144,18 +106,10 @@ def stop_job(attempt: Attempt, patience_s: float = _EXIT_S) -> None:
         time.sleep(_LOOK_S)
 
 
-def end_job(attempt: Attempt) -> None:
-    """Stop the job of an attempt, and remove what it has left.
-
-    Raises:
-        ServerNotStopped: A worker cannot be ended.
-    """
-    stop_job(attempt)
-    with named_for(attempt.folder):
-        while attempt.folder.exists():
-            # Somebody else may remove it, too.
-            with suppress(FileNotFoundError):
-                shutil.rmtree(attempt.folder)
+def end_job(attempt: Attempt, patience_s: float = _EXIT_S) -> None:
+    """Stop the job of an attempt, and remove what it has left; as `stop_job`."""
+    stop_job(attempt, patience_s)
+    attempt.remove()
 
 
 def ask_to_cancel(attempt: Attempt) -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidemill.pipelines.engines import dataflow_jobs
+from tidemill.pipelines.engines import dataflow_jobs, flink_jobs
+from tidemill.pipelines.engines.attempted import attempted
 from tidemill.pipelines.engines.choosing import (
     EngineChoice,
     check_engine,
@@ -26,7 +27,6 @@ from tidemill.pipelines.engines.dataflow_flags import DataflowPlace
 from tidemill.pipelines.engines.dataflow_run import DataflowRun, submitted_pipeline
 from tidemill.pipelines.engines.dataflow_service import Service
 from tidemill.pipelines.engines.flink import FlinkPlace, flink_options
-from tidemill.pipelines.engines.flink_jobs import Meeting, attempted, stop_job
 from tidemill.pipelines.engines.flink_run import FlinkRun, flink_runner
 from tidemill.pipelines.engines.options import job_name, pipeline_options
 from tidemill.pipelines.engines.worker_code import WorkerCode
@@ -37,6 +37,8 @@ from tidemill.pipelines.io.exchange.program_end import ProgramEnd
 if TYPE_CHECKING:
     from apache_beam import Pipeline
     from apache_beam.runners.runner import PipelineResult
+
+    from tidemill.pipelines.engines.attempted import Meeting
 
 STEP = "stream"
 
@@ -130,7 +132,7 @@ class _FlinkJob(StreamJob):
             result = job.submit(pipeline)
             check_engine(result, self.choice)
             job.wait(result, whole)
-        stop_job(self.attempt)
+        flink_jobs.stop_job(self.attempt)
         return result
 
 
@@ -203,14 +205,16 @@ def stream_job(
     """
     if choice.dataflow is not None:
         assert meeting is not None  # `dataflow.refuse_local_places` has checked it
-        with dataflow_jobs.attempted(attempts, meeting) as (attempt, program):
+        with attempted(attempts, dataflow_jobs.end_job) as (attempt, opened):
+            program = opened.enter_context(meeting(attempt.name))
             program.let_workers_check(ProgramCode.here(reference, definitions))
             yield _DataflowJob(choice, project, choice.dataflow, attempt, program)
         return
     if choice.flink is None:
         yield StreamJob(choice, project)
         return
-    with attempted(attempts, meeting=meeting) as (attempt, end):
+    with attempted(attempts, flink_jobs.end_job) as (attempt, opened):
+        end = None if meeting is None else opened.enter_context(meeting(attempt.name))
         meets = None if end is None else end.place
         code = WorkerCode.here(reference, definitions, attempt, meets)
         yield _FlinkJob(choice, project, choice.flink, code, end)

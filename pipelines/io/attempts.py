@@ -23,6 +23,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -150,6 +151,13 @@ class Attempt:
             raise self._over()
         # Now that nobody removes the folder, which this would make again.
         write_text(self.folder / f"worker-{os.getpid()}.json", json.dumps(process))
+
+    def remove(self) -> None:
+        """Remove the folder; somebody else may remove it, too."""
+        with named_for(self.folder):
+            while self.folder.exists():
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(self.folder)
 
     def leave_work(self) -> None:
         """Note that this process ends in order: it was asked to, or has no work left."""

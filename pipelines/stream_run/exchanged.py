@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, urlsplit
 
 from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.engines.choosing import EngineChoice
-from tidemill.pipelines.engines.flink_jobs import Meeting
 from tidemill.pipelines.io.exchange.objects import without_secrets
 from tidemill.pipelines.io.exchange.program_end import ProgramEnd, exchange
 from tidemill.pipelines.publish.publish import PublishToStore
@@ -27,6 +26,9 @@ from tidemill.pipelines.telemetry.taken_files import write_taken
 from tidemill.serving.generations.current import Current
 from tidemill.serving.stores.online_places import SqlitePlace
 from tidemill.serving.stores.redis_place import RedisPlace
+
+if TYPE_CHECKING:
+    from tidemill.pipelines.engines.attempted import Meeting
 
 _HERE: Final = re.compile(r"localhost|127(\.\d+){3}|::1|0\.0\.0\.0")
 

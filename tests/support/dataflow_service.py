@@ -16,7 +16,6 @@ import base64
 import json
 import re
 import threading
-import time
 import urllib.parse
 from collections import deque
 from dataclasses import dataclass, field
@@ -309,11 +308,3 @@ def _handler(service: DataflowService) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
-
-
-def wait_until(is_true: Any, within_s: float = 120) -> None:
-    """Wait until something is true."""
-    deadline_s = time.monotonic() + within_s
-    while not is_true():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ import psutil
 
 from tests.support.cut_network import DistantRedis, Network
 from tests.support.elsewhere import Elsewhere, elsewhere
+from tests.support.environment import environment
 from tests.support.fault_kinds import EXCHANGE, FLINK, KINDS, ROOT, SHARED, TWO, Fault
 from tests.support.fault_ledger import Answers, Producer
 from tests.support.flink_cluster import TestCluster, workers_of
@@ -183,7 +184,7 @@ class FaultRun:
         self.storage = S3Server(self.folder / "s3", self.road.server, self.road.port)
         ended.callback(self.storage.kill)
         self.storage.start()
-        ended.enter_context(_environment(self.storage.environment))
+        ended.enter_context(environment(self.storage.environment))
 
     def _made_project(self) -> LiveProject:
         project = LiveProject(
@@ -422,17 +423,6 @@ class FaultRun:
                     f"the stream has ended by itself, status {self._stream.returncode}:\n{said}"
                 )
             self.start_stream()
-
-
-@contextmanager
-def _environment(further: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(further)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _id(message: Any) -> str:

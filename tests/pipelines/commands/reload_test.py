@@ -14,6 +14,7 @@ from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
 from tests.support.memory_topics import MemoryTopics, TopicProject
+from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.recovery.savepoints import Savepoint
 from tidemill.pipelines.run.progress import QuietProgress
@@ -105,13 +106,19 @@ def test_a_request_is_answered_once_whoever_asks(tmp_path: Path) -> None:
     assert ask(tmp_path) == 8
 
 
+def built(folder: Path, patch: pytest.MonkeyPatch) -> Configuration:
+    """Return the configuration of a root that has a build, and no stream."""
+    topics = MemoryTopics()
+    topics.install(patch)
+    config = TopicProject(folder / "shop", topics).config()
+    backfill(config, QuietProgress())
+    return config
+
+
 def test_a_request_that_comes_while_a_stream_starts_is_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    topics = MemoryTopics()
-    topics.install(monkeypatch)
-    config = TopicProject(tmp_path / "shop", topics).config()
-    backfill(config, QuietProgress())
+    config = built(tmp_path, monkeypatch)
     generation = config.current.folder
     number = ask(generation)  # after the file was read, before the stream takes requests
     with live_settings(config, pytest.fail):
@@ -127,10 +134,7 @@ def test_a_request_that_comes_while_a_stream_starts_is_answered(
 def test_whoever_asks_is_answered_also_if_reading_again_fails_unforeseen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    topics = MemoryTopics()
-    topics.install(monkeypatch)
-    config = TopicProject(tmp_path / "shop", topics).config()
-    backfill(config, QuietProgress())
+    config = built(tmp_path, monkeypatch)
 
     def load(*_: object, **__: object) -> None:
         raise RuntimeError("dictionary changed size during iteration")

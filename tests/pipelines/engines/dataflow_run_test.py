@@ -19,32 +19,14 @@ import pytest
 
 from tests.pipelines.engines.exchange_test import meet_at
 from tests.support import fork_server
-from tests.support.dataflow_service import DataflowService, wait_until
+from tests.support.dataflow_service import DataflowService
 from tests.support.elsewhere import Elsewhere, elsewhere
 from tests.support.live_project import LiveProject
-from tests.support.redis_server import RedisServer, free_port
+from tests.support.redis_server import RedisServer
 from tests.support.replayed import REQUESTS, Replayed
 from tests.support.s3_server import S3Server
+from tests.support.waiting import wait_until
 from tidemill.pipelines.run import paths
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[str]:
-    """A Redis, as in a configuration."""
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield f"{{type: redis, host: {server.host}, port: {server.port}}}"
-    server.kill()
-
-
-@pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    server = S3Server(tmp_path / "s3", free_port())
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

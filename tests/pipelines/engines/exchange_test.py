@@ -9,51 +9,28 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pytest
 from pyarrow import fs
 
 from benchmarks import live_flink
 from benchmarks.__main__ import write
 from benchmarks.measure import QUICK
-from tests.support.dataflow_service import wait_until
 from tests.support.elsewhere import command_elsewhere, elsewhere
 from tests.support.flink_cluster import TestCluster
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
 from tests.support.markdown import ROOT
 from tests.support.quick_reports import check_quick_report
-from tests.support.redis_server import RedisServer, free_port, running
+from tests.support.redis_server import RedisServer
 from tests.support.replayed import REQUESTS, Replayed
 from tests.support.s3_server import S3Server
+from tests.support.waiting import wait_until
 from tidemill.pipelines.io.exchange.objects import Objects
 from tidemill.pipelines.run import paths
 
 WRONG_KEY = {"AWS_SECRET_ACCESS_KEY": "wrong"}
-
-
-@pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    server = S3Server(tmp_path / "s3", free_port())
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    with running(tmp_path / "redis") as server:
-        yield server
-
-
-@pytest.fixture
-def store(redis: RedisServer) -> str:
-    """A Redis, as in a configuration."""
-    return f"{{type: redis, host: {redis.host}, port: {redis.port}}}"
 
 
 def meet_at(folder: Path, url: str) -> None:
