@@ -153,10 +153,13 @@ def _names(given: Any, run: FaultRun) -> list[str]:
     """Return the kinds to choose from; say which are left out."""
     wanted = given.kinds or (_RESTORED if given.restores else list(KINDS))
     possible = kinds(run.has)
+    lacking: dict[str, list[str]] = {}
     for name in wanted:
         if name not in possible:
-            lacking = ", ".join(sorted(KINDS[name].needs - run.has))
-            print(f"left out: {name.replace('_', ' ')}, which needs {lacking}", flush=True)
+            needs = ", ".join(sorted(KINDS[name].needs - run.has))
+            lacking.setdefault(needs, []).append(name.replace("_", " "))
+    for needs, names in lacking.items():
+        print(f"left out, without {needs}: {', '.join(names)}", flush=True)
     if not (found := [name for name in wanted if name in possible]):
         raise SystemExit("no kind of fault is left")
     return found
