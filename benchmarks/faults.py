@@ -25,14 +25,13 @@ import os
 import random
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.measure import Figure, Report, spread
+from benchmarks.measure import Figure, Report, kept_on_failure, spread
 from tests.support.fault_kinds import KINDS, Fault, each_kind, kinds, random_faults
 from tests.support.fault_run import ASKED, RATE, FaultRun, Recovery, Verdict
 from tests.support.flink_cluster import TestCluster
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"seed {given.seed}", flush=True)
     began = time.monotonic()
     with ExitStack() as ended:
-        folder = ended.enter_context(_folder())
+        folder = ended.enter_context(kept_on_failure("tidemill-faults-"))
         cluster = None
         if given.engine == "flink":
             cluster = TestCluster(folder / "cluster", supervised=True)
@@ -131,18 +130,6 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--results", type=Path, help="folder in which to write the figures")
     return found
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """Yield a new folder, which is removed unless the block fails."""
-    folder = Path(tempfile.mkdtemp(prefix="tidemill-faults-"))
-    try:
-        yield folder
-    except BaseException:
-        print(f"all logs stay in {folder}", flush=True)
-        raise
-    shutil.rmtree(folder)
 
 
 def _can_be_root() -> bool:

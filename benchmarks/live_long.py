@@ -20,7 +20,6 @@ import itertools
 import json
 import random
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
@@ -37,7 +36,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from benchmarks.live import DISORDER_MS, Reader, load, prove
 from benchmarks.live_load import CARDS, PARTITIONS, REQUEST_EVERY, row_of
-from benchmarks.measure import AnswersDiffer, Figure, Report
+from benchmarks.measure import AnswersDiffer, Figure, Report, kept_on_failure
 from tests.support.flink_cluster import TestCluster
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject, Program, instant
@@ -355,6 +354,22 @@ def wait_for(look: Callable[[], Found | None], check: Callable[[], None]) -> Fou
         time.sleep(0.2)
 
 
+def _measured(given: argparse.Namespace, folder: Path) -> list[Figure]:
+    """Run what was asked for, with servers of its own below a folder."""
+    what = catch_up if given.standstill else soak
+    broker, given.cluster = TestBroker(folder / "kafka"), None
+    broker.start()
+    try:
+        if given.engine == "flink":
+            given.cluster = TestCluster(folder / "cluster", supervised=True)
+            given.cluster.start()
+        return what(given, folder / "project", broker)
+    finally:
+        if given.cluster is not None:
+            given.cluster.close()
+        broker.close()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.live_long", description=__doc__)
@@ -369,23 +384,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
     given_text = " ".join(sys.argv[1:] if arguments is None else arguments)
-    with tempfile.TemporaryDirectory(prefix="tidemill-long-") as folder:
-        broker = TestBroker(Path(folder) / "kafka")
-        broker.start()
-        given.cluster = None
-        try:
-            if given.engine == "flink":
-                given.cluster = TestCluster(Path(folder) / "cluster")
-                given.cluster.start()
-            what = catch_up if given.standstill else soak
-            figures = what(given, Path(folder) / "project", broker)
-        except AnswersDiffer as error:
-            print(error, file=sys.stderr)
-            return 1
-        finally:
-            if given.cluster is not None:
-                given.cluster.close()
-            broker.close()
+    try:
+        with kept_on_failure("tidemill-long-") as folder:
+            figures = _measured(given, folder)
+    except AnswersDiffer as error:
+        print(error, file=sys.stderr)
+        return 1
     name = "live_catch_up" if given.standstill else "live_soak"
     name += "_flink" if given.engine == "flink" else ""
     command = f"python -m benchmarks.live_long {given_text}".rstrip()

@@ -12,9 +12,12 @@ import json
 import os
 import platform
 import resource
+import shutil
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +34,18 @@ _LIBRARIES: Final = (
     "pyarrow",
     "redis",
 )
+
+
+@contextmanager
+def kept_on_failure(prefix: str) -> Iterator[Path]:
+    """Yield a new folder, which is removed unless the block fails."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        yield folder
+    except BaseException:
+        print(f"all logs stay in {folder}", flush=True)
+        raise
+    shutil.rmtree(folder)
 
 
 class AnswersDiffer(AssertionError):

@@ -65,6 +65,11 @@ class StreamJob:
         """The program's end of the exchange, if the workers do not share its disk."""
         return None
 
+    @property
+    def by_impulses(self) -> bool:
+        """Whether impulses call the source, and it is no splittable DoFn."""
+        return False
+
     def pipeline(self) -> Pipeline:
         """Return an empty pipeline for the engine."""
         import apache_beam as beam
@@ -104,6 +109,10 @@ class _FlinkJob(StreamJob):
     @property
     def exchange(self) -> ProgramEnd | None:
         return self.meets
+
+    @property
+    def by_impulses(self) -> bool:
+        return True
 
     @property
     def _step(self) -> str:

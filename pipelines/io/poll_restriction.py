@@ -19,7 +19,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from tidemill.pipelines.io.cuts import Cut
 
-_STAY_SECONDS: Final = 0.25
+STAY_SECONDS: Final = 0.25
 """How long a source that has sent all, and stays, takes for each call."""
 
 
@@ -171,6 +171,6 @@ def stays(watch: Watching, tracker: Any, *, is_sent: bool) -> bool:
     """
     watch.check()
     if is_sent:
-        time.sleep(_STAY_SECONDS)
+        time.sleep(STAY_SECONDS)
         tracker.defer_remainder()
     return is_sent

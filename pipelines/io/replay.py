@@ -23,16 +23,14 @@ order.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.transforms.window import TimestampedValue
-from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
 import tidemill.pipelines.io.coders  # noqa: F401 - Beam takes them from its registry
 from tidemill.features.contract import TIME_MIN, Int64Array
@@ -43,18 +41,8 @@ from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.cuts import Cut, Positions
 from tidemill.pipelines.io.log import RECEIVED, Log, declared_columns, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart, empty_parts
-from tidemill.pipelines.io.poll_restriction import (
-    PROVIDER,
-    WATERMARKS,
-    Restriction,
-    RestrictionCoder,
-    stays,
-)
-from tidemill.pipelines.io.poll_source import AHEAD_POLLS
-from tidemill.pipelines.io.steps import Elements, step
-
-_SLICE_SECONDS: Final = 0.1
-_WAIT_US: Final = 10_000
+from tidemill.pipelines.io.poll_source import AHEAD_POLLS, SendPolls, called
+from tidemill.pipelines.io.steps import step
 
 
 @dataclass(frozen=True)
@@ -273,16 +261,18 @@ class ReplayPolls:
 
     Args:
         log: What is replayed.
-        taken: Returns the number of the last poll that an operator has taken.
+        taken: Returns the number of the last poll that an operator has taken; None sends whatever
+            is due.
     """
 
-    def __init__(self, log: ReplayLog, taken: Callable[[], int]) -> None:
+    def __init__(self, log: ReplayLog, taken: Callable[[], int] | None = None) -> None:
         self._log, self._taken = log, taken
         self._began: tuple[float, int] | None = None
 
     def next(self, at: Cut) -> tuple[Poll, list[pa.RecordBatch]] | None:
         """Return the poll after another, if it may be sent now; no records are rejected."""
-        if at.number >= max(self._taken(), self._log.start.number) + AHEAD_POLLS:
+        taken = self._taken
+        if taken is not None and at.number >= max(taken(), self._log.start.number) + AHEAD_POLLS:
             return None
         now_s = time.monotonic()
         began_s, since_us = self._began = self._began or (now_s, self._log.clock_us(at))
@@ -297,62 +287,18 @@ class ReplayPolls:
         return self._log.last_poll(at, time.time_ns() // 1_000)
 
 
-class _Read(beam.DoFn):
-    """Reads polls, for a tenth of a second in each call."""
+class _Read(SendPolls):
+    """Sends the polls of a replay, for a tenth of a second in each call."""
+
+    moment_s = 0.1
 
     def __init__(self, project: Project, options: ReplayOptions) -> None:
-        self._project = project
-        self._options = options
+        self._project, self._options = project, options
 
     def setup(self) -> None:
-        self._log = ReplayLog(self._project, self._options)
-        self._began: tuple[float, int] | None = None
         attempt = self._options.attempt
-        self._watch = None if attempt is None else attempt.watch()
-
-    @beam.DoFn.unbounded_per_element()
-    def process(
-        self,
-        element: Any,
-        tracker: Any = beam.DoFn.RestrictionParam(PROVIDER),
-        watermark: Any = beam.DoFn.WatermarkEstimatorParam(WATERMARKS),
-    ) -> Iterator[TimestampedValue]:
-        at, _, is_sent = tracker.current_restriction()
-        if self._watch is not None and stays(self._watch, tracker, is_sent=is_sent):
-            return
-        began_s, since_us = self._began = self._began or (time.monotonic(), self._log.clock_us(at))
-        end = time.monotonic() + _SLICE_SECONDS
-        has_sent = False
-        while True:
-            due = self._log.due_us(time.monotonic() - began_s, since_us)
-            now_us = time.time_ns() // 1_000
-            found = self._log.next_poll(at, due, now_us)
-            if found is not None:
-                has_sent = True
-                poll, at = found
-                if not tracker.try_claim(Restriction(at)):
-                    return
-                stamp = Timestamp(micros=min(part.watermark_us for part in poll.parts))
-                yield TimestampedValue(poll, stamp)
-                watermark.set_watermark(stamp)
-            elif at.positions == self._log.stop:
-                if tracker.try_claim(Restriction(at, self._watch is None, is_sent=True)):
-                    last = self._log.last_poll(at, now_us)
-                    stamp = Timestamp(micros=last.parts[0].watermark_us)
-                    if last.is_last:
-                        stamp = watermark.current_watermark() or MIN_TIMESTAMP
-                    yield TimestampedValue(last, stamp)
-                    watermark.set_watermark(stamp)
-                    if self._watch is not None:
-                        tracker.defer_remainder()
-                return
-            else:
-                break
-            if time.monotonic() >= end:
-                break
-        if self._watch is not None and not has_sent:
-            time.sleep(_WAIT_US / 1e6)  # Flink takes a wait of less than a second for none
-        tracker.defer_remainder(Duration(micros=0 if self._options.speed is None else _WAIT_US))
+        self.polls = ReplayPolls(ReplayLog(self._project, self._options))
+        self.watch = None if attempt is None else attempt.watch()
 
 
 @dataclass(eq=False)
@@ -362,19 +308,19 @@ class Replay(beam.PTransform):
     Attributes:
         project: The project.
         options: What is replayed.
+        by_impulses: Whether the source is called by impulses (`poll_source.SendByImpulses`).
     """
 
     project: Project
     options: ReplayOptions
+    by_impulses: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, begin: Any) -> beam.PCollection:
         """Wire the source."""
-        start = Restriction(ReplayLog(self.project, self.options).start)
-        return (
-            begin
-            | "Start" >> Elements([RestrictionCoder().encode(start)])
-            | step("Read", _Read(self.project, self.options)).with_output_types(Poll)
-        )
+        start = ReplayLog(self.project, self.options).start
+        read = _Read(self.project, self.options)
+        caller, sends = called(begin, start, read, by_impulses=self.by_impulses)
+        return caller | step("Read", sends).with_output_types(Poll)

@@ -294,6 +294,8 @@ class LiveInput:
         pipeline: beam.Pipeline,
         attempt: Attempt | None = None,
         exchange: ProgramEnd | None = None,
+        *,
+        by_impulses: bool = False,
     ) -> tuple[Any, tuple[Any, ...]]:
         """Wire the source; return the polls, and collections of rejected records.
 
@@ -301,15 +303,16 @@ class LiveInput:
             pipeline: The pipeline.
             attempt: The job's attempt, if the source is to stay when it has sent all.
             exchange: Sends the polls to the source, if it does not share the program's disk.
+            by_impulses: Whether the source is called by impulses.
         """
-        source: Follow | ReceivePolls = self._follow(attempt)
+        source: Follow | ReceivePolls = self._follow(attempt, by_impulses=by_impulses)
         if exchange is not None:
             exchange.send(LoggedPolls(source.options), source.options.start)
-            source = ReceivePolls(exchange.place, source.options.start)
+            source = ReceivePolls(exchange.place, source.options.start, by_impulses)
         out = pipeline | "Live" >> source
         return out["polls"], (out[REJECTED],)
 
-    def _follow(self, attempt: Attempt | None) -> Follow:
+    def _follow(self, attempt: Attempt | None, *, by_impulses: bool) -> Follow:
         return Follow(
             FollowOptions(
                 project=self.config.project,
@@ -323,7 +326,8 @@ class LiveInput:
                 stop=self._stop,
                 taken=self._taken,
                 attempt=attempt,
-            )
+            ),
+            by_impulses,
         )
 
     def find_lost(self) -> list[Loss]:

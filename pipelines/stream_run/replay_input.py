@@ -120,6 +120,8 @@ class ReplayInput:
         pipeline: beam.Pipeline,
         attempt: Attempt | None = None,
         exchange: ProgramEnd | None = None,
+        *,
+        by_impulses: bool = False,
     ) -> tuple[Any, tuple[Any, ...]]:
         """Wire the source; return the polls, and collections of rejected records.
 
@@ -127,12 +129,15 @@ class ReplayInput:
             pipeline: The pipeline.
             attempt: The job's attempt, if the source is to stay when it has sent all.
             exchange: Sends the polls to the source, if it does not share the program's disk.
+            by_impulses: Whether the source is called by impulses.
         """
         if exchange is not None:
             exchange.send(ReplayPolls(self.begins, PollsTaken(figures_place())), self.begins.start)
-            out = pipeline | "Replay" >> ReceivePolls(exchange.place, self.begins.start)
+            out = pipeline | "Replay" >> ReceivePolls(
+                exchange.place, self.begins.start, by_impulses
+            )
             return out["polls"], ()
-        replay = Replay(self.project, replace(self.options, attempt=attempt))
+        replay = Replay(self.project, replace(self.options, attempt=attempt), by_impulses)
         return pipeline | "Replay" >> replay, ()
 
     @contextmanager

@@ -346,7 +346,7 @@ def _run(
             wire(
                 pipeline, project, entrance, featurize, bundle, start, delivery, job.attempt,
                 hints=None if choice.dataflow is None else config.stream.inference.hints,
-                exchange=exchange,
+                exchange=exchange, by_impulses=job.by_impulses,
             )  # fmt: skip
             result = job.run(
                 pipeline, whole(keeper, entrance, len(project.views) * featurize.shards)

@@ -197,8 +197,10 @@ class _FollowInput:
         pipeline: beam.Pipeline,
         attempt: Attempt | None = None,
         exchange: ProgramEnd | None = None,
+        *,
+        by_impulses: bool = False,
     ) -> tuple[Any, tuple[Any, ...]]:
-        out = pipeline | "Live" >> Follow(self.options)
+        out = pipeline | "Live" >> Follow(self.options, by_impulses)
         return out["polls"], (out[REJECTED],)
 
 

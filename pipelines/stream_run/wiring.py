@@ -54,6 +54,8 @@ class Entrance(Protocol):
         pipeline: beam.Pipeline,
         attempt: Attempt | None = None,
         exchange: ProgramEnd | None = None,
+        *,
+        by_impulses: bool = False,
     ) -> tuple[Any, tuple[Any, ...]]:
         """Wire the source; return the polls, and collections of rejected records."""
 
@@ -78,6 +80,8 @@ def wire(
     attempt: Attempt | None = None,
     hints: Mapping[str, str] | None = None,
     exchange: ProgramEnd | None = None,
+    *,
+    by_impulses: bool = False,
 ) -> None:
     """Wire source, sharding, features, publications, inference and sinks.
 
@@ -93,6 +97,7 @@ def wire(
         hints: Beam's resource hints for the step that scores, and for no other.
         exchange: The program's end, if workers do not share its disk: the steps that write run
             there then, on what the workers hand over.
+        by_impulses: Whether the source is called by impulses (`pipelines.io.poll_source`).
     """
 
     def written(name: str, last: Any) -> Any:
@@ -101,7 +106,7 @@ def wire(
     if exchange is not None:
         attempt = None  # the program writes itself
     root, segment = start.current.stream_folder, start.segment
-    polls, refused = entrance.read(pipeline, attempt, exchange)
+    polls, refused = entrance.read(pipeline, attempt, exchange, by_impulses=by_impulses)
     valid = polls | step("Validate", Validate(project)).with_outputs(INVALID, main="polls")
     sharded = valid["polls"] | step("Shard", Shard(project, featurize.shards, featurize.joiners))
     out = sharded | "Featurize" >> Featurize(project, featurize)

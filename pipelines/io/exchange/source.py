@@ -32,14 +32,18 @@ class ReceivePolls(beam.PTransform):
     Attributes:
         place: Where the job and its program meet.
         start: The poll before the first.
+        by_impulses: Whether the source is called by impulses (`poll_source.SendByImpulses`).
     """
 
     place: ExchangePlace
     start: Cut
+    by_impulses: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, begin: Any) -> Any:
         """Wire the source."""
-        return sent_polls(begin, self.start, "Receive", _Receive(self.place))
+        return sent_polls(
+            begin, self.start, "Receive", _Receive(self.place), by_impulses=self.by_impulses
+        )

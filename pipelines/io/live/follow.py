@@ -179,13 +179,17 @@ class Follow(beam.PTransform):
 
     Attributes:
         options: What is followed.
+        by_impulses: Whether the source is called by impulses (`poll_source.SendByImpulses`).
     """
 
     options: FollowOptions
+    by_impulses: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, begin: Any) -> Any:
         """Wire the source."""
-        return sent_polls(begin, self.options.start, "Follow", _Follow(self.options))
+        return sent_polls(
+            begin, self.options.start, "Follow", _Follow(self.options), by_impulses=self.by_impulses
+        )
