@@ -20,6 +20,7 @@ TidemillError
 ├── BundleError (ValueError)          a bundle that cannot be used
 │   ├── DamagedBundle                 its files are not those that were written
 │   └── BundleMismatch                it was trained for other definitions
+├── ModelError (ValueError)           a SavedModel that cannot be called as it was asked
 ├── StoreError (RuntimeError)         the online store refused or lost something
 │   ├── StoreUnavailable              it cannot be written or read now: try again later
 │   ├── LostPublications              it is behind what was already published
@@ -192,6 +193,10 @@ class DamagedBundle(BundleError):
 
 class BundleMismatch(BundleError):
     """A bundle was trained for other definitions than the project's."""
+
+
+class ModelError(TidemillError, ValueError):
+    """A SavedModel cannot be loaded, or cannot be called as it was asked to."""
 
 
 class UnsafeCache(TidemillError, PermissionError):

@@ -29,6 +29,7 @@ EXPORTS = {
     "min quantile rate spec_hash std sum time_since_last variance wrap",
     "tidemill.features.kernel.folds": "counts_and_extremes distinct finish first_last quantiles "
     "sums",
+    "tidemill.serving": "SplitRejected TensorFlowModelHandler",
     **{f"tidemill.serving.{package}": names for package, names in SERVING.items()},
 }
 """The packages that export names; of the others, each module is imported by its own name."""

@@ -17,7 +17,7 @@ from tidemill.features.errors import DefinitionError
 from tidemill.pipelines.config.configuration import Training
 from tidemill.pipelines.training.transform import Arrays
 from tidemill.serving.bundles.saved_model import TransformGraph
-from tidemill.serving.bundles.tensorflow_start import load_tensorflow
+from tidemill.serving.models.tensorflow_start import load_tensorflow
 
 _STEPS_PER_EXECUTION: Final = 16
 _PREDICT_ROWS: Final = 4096

@@ -27,7 +27,7 @@ from tidemill.serving.bundles.saved_model import (
     TransformGraph,
     padded_rows,
 )
-from tidemill.serving.bundles.tensorflow_start import load_tensorflow
+from tidemill.serving.models.tensorflow_start import load_tensorflow
 
 ANALYSIS_ROWS: Final = 8192
 """How many rows a batch of the analysis has."""

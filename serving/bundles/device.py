@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from tidemill.serving.bundles.tensorflow_start import load_tensorflow
 from tidemill.serving.cores import usable_cores
+from tidemill.serving.models.tensorflow_start import load_tensorflow
 
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 _WIDEST: Final = (

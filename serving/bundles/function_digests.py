@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tidemill.features.errors import BundleError
-from tidemill.serving.bundles.tensorflow_start import load_tensorflow
 from tidemill.serving.bundles.value_digests import (
     digest,
     message_digest,
     number_bytes,
     tensor_digest,
 )
+from tidemill.serving.models.tensorflow_start import load_tensorflow
 
 _UNUSED: Final = frozenset(
     {

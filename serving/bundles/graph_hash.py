@@ -21,7 +21,6 @@ from typing import Any, Final
 
 from tidemill.features.errors import BundleError
 from tidemill.serving.bundles.function_digests import FunctionDigests
-from tidemill.serving.bundles.tensorflow_start import load_tensorflow
 from tidemill.serving.bundles.value_digests import (
     array_digest,
     digest,
@@ -31,6 +30,7 @@ from tidemill.serving.bundles.value_digests import (
 )
 from tidemill.serving.files.file_digest import file_sha256
 from tidemill.serving.files.read_files import reading
+from tidemill.serving.models.tensorflow_start import load_tensorflow
 
 _REMEDY: Final = "run `tidemill train` again"
 _VALUES: Final = "variables/variables"

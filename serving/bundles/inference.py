@@ -31,7 +31,7 @@ from tidemill.serving.bundles.saved_model import (
     Layout,
     padded_rows,
 )
-from tidemill.serving.bundles.tensorflow_start import load_tensorflow
+from tidemill.serving.models.tensorflow_start import load_tensorflow
 
 Columns: TypeAlias = "pa.RecordBatch | pa.Table | Mapping[str, Any]"
 """Model inputs by name: Arrow, or numpy arrays (masked where an int64 or bool is null)."""

@@ -42,8 +42,8 @@ from tidemill.features.models.preprocessing import (
 )
 from tidemill.serving.bundles.content_hash import content_hash
 from tidemill.serving.bundles.graph_hash import graph_hash
-from tidemill.serving.bundles.tensorflow_start import load_tensorflow
 from tidemill.serving.files.read_files import read_json
+from tidemill.serving.models.tensorflow_start import load_tensorflow
 
 GRAPH_FILE: Final = "transform.json"
 """The file of the graph's inputs and outputs, beside tf.Transform's own files."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tidemill.features.errors import BundleError
-from tidemill.serving.bundles.tensorflow_start import load_tensorflow
+from tidemill.serving.models.tensorflow_start import load_tensorflow
 
 
 def digest(*parts: bytes) -> bytes:

@@ -21,6 +21,7 @@ EXPORTS = {
     "shared_scorer write_bundle",
     "files": "atomic_write segment_of segment_prefix write_text",
     "generations": "CURRENT GENERATIONS Current find_current read_current write_current",
+    "models": "BUCKETS SERVING Limits Outcome Rejection SavedModel Signature",
     "offline": "Merge OfflineLog Span log_ddl merge_day newest_ddl offline_table planned_merge "
     "project_ddl",
     "online": "Fill Frontiers Holder KeySpace NewFill OnlineDatabase OnlineReader OnlineReading "
@@ -56,6 +57,16 @@ def test_a_package_is_imported_without_what_is_heavy(package: str) -> None:
         f"import sys, tidemill.serving.{package}\n"
         "heavy = set('apache_beam duckdb feast pandas redis sqlalchemy tensorflow'.split())\n"
         "sys.exit(repr(found) if (found := heavy & sys.modules.keys()) else 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_handler_is_imported_from_serving_and_beam_only_with_it() -> None:
+    code = (
+        "import sys, tidemill.serving\n"
+        "assert 'apache_beam' not in sys.modules\n"
+        "from tidemill.serving import SplitRejected, TensorFlowModelHandler\n"
+        "assert 'apache_beam' in sys.modules and 'tensorflow' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -213,9 +213,7 @@ def test_the_saved_model_carries_no_optimizer_state(tmp_path: Path) -> None:
 
 def _stderr_of_loading(environment: dict[str, str]) -> bytes:
     plain = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
-    code = (
-        "from tidemill.serving.bundles.tensorflow_start import load_tensorflow; load_tensorflow()"
-    )
+    code = "from tidemill.serving.models.tensorflow_start import load_tensorflow; load_tensorflow()"
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(__file__).parents[3],

@@ -1,0 +1,92 @@
+"""Tensors that a model returns, as columns.
+
+==================  ==============================================================================
+tensor              column
+==================  ==============================================================================
+``(rows,)``         number, bool; binary for a string (a tensor's strings are bytes)
+``(rows, k)``       fixed-size list of ``k``; a further dimension is a list in the list
+ragged              list, one for each ragged dimension
+sparse, two dims.   map from int64
+==================  ==============================================================================
+
+float16 stays float16; bfloat16 becomes float32, which has all its values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tidemill.features.errors import ModelError
+from tidemill.serving.models.tensorflow_start import load_tensorflow
+
+
+def column_of(name: str, tensor: Any, padded: int, rows: int) -> pa.Array:
+    """Return the column of an output, without what was padded.
+
+    Args:
+        name: The output.
+        tensor: What the model has returned for it.
+        padded: The rows of the call.
+        rows: The rows to keep, the first ones.
+
+    Raises:
+        ModelError: The tensor has not one row for each row of the call, or no column can hold it.
+    """
+    tf = load_tensorflow()
+    if isinstance(tensor, tf.RaggedTensor):
+        _check_rows(name, int(tensor.nrows()), padded)
+        values = _flat(name, tensor.flat_values.numpy())
+        for splits in reversed(tensor.nested_row_splits):
+            offsets = splits.numpy()
+            values = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values)
+        return values.slice(0, rows)
+    if isinstance(tensor, tf.SparseTensor):
+        return _map_of(name, tensor, padded, rows)
+    found = tensor.numpy()
+    if not isinstance(found, np.ndarray) or found.ndim == 0:
+        raise ModelError(f"the output {name!r} is one value, and not one a row")
+    _check_rows(name, found.shape[0], padded)
+    return _flat(name, found[:rows])
+
+
+def _check_rows(name: str, found: int, padded: int) -> None:
+    if found != padded:
+        raise ModelError(
+            f"the output {name!r} has {found} rows for a call of {padded}: a model that is called "
+            "in batches returns one row for each"
+        )
+
+
+def _flat(name: str, values: npt.NDArray[Any]) -> pa.Array:
+    """Return an array as a column: fixed-size lists for all dimensions but the first."""
+    kind = values.dtype
+    if kind.name == "bfloat16":
+        values = values.astype(np.float32)
+    elif kind.kind not in "biufOS":
+        raise ModelError(f"the output {name!r} is {kind.name}, which no column can hold")
+    flat = np.ascontiguousarray(values).reshape(-1)
+    column = pa.array(flat, pa.binary() if kind.kind in "OS" else None)
+    for size in reversed(values.shape[1:]):
+        column = pa.FixedSizeListArray.from_arrays(column, size)
+    return column
+
+
+def _map_of(name: str, tensor: Any, padded: int, rows: int) -> pa.Array:
+    shape = tensor.dense_shape.numpy()
+    if len(shape) != 2:
+        raise ModelError(
+            f"the output {name!r} is a sparse tensor of {len(shape)} dimensions: return two, or a "
+            "dense or ragged tensor"
+        )
+    _check_rows(name, int(shape[0]), padded)
+    indices = tensor.indices.numpy()
+    order = np.lexsort((indices[:, 1], indices[:, 0]))
+    offsets = np.searchsorted(indices[order, 0], np.arange(padded + 1))
+    items = _flat(name, tensor.values.numpy()[order])
+    keys = pa.array(indices[order, 1], pa.int64())
+    found = pa.MapArray.from_arrays(pa.array(offsets, pa.int32()), keys, items)
+    return found.slice(0, rows)
