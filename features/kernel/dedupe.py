@@ -91,7 +91,8 @@ class PairSet:
         self._table = np.zeros((256, 2), np.uint64)
         self._times = np.full(256, _FREE, np.int64)
         self._count = 0
-        self._forget_at = FORGET_FROM
+        self.forget_at = FORGET_FROM
+        """With so many pairs the set forgets old ones, when it is told to."""
 
     def __len__(self) -> int:
         return self._count
@@ -107,14 +108,25 @@ class PairSet:
         )
         return new
 
-    def forget_before(self, time_us: int) -> None:
-        """Forget pairs older than ``time_us``, unless the set is too small to be worth it."""
-        if self._count < self._forget_at:
-            return
+    def forget_before(self, time_us: int) -> int:
+        """Forget pairs older than ``time_us``, unless the set is too small to be worth it.
+
+        Returns:
+            How many pairs were forgotten.
+        """
+        if self._count < self.forget_at:
+            return 0
+        forgotten = self.drop_before(time_us)
+        self.forget_at = max(FORGET_FROM, 2 * self._count)
+        return forgotten
+
+    def drop_before(self, time_us: int) -> int:
+        """Forget pairs older than ``time_us``; return how many."""
+        before = self._count
         # A free slot is older than any instant.
         young = np.flatnonzero(self._times >= max(time_us, TIME_MIN))
         self._rebuild(self._table[young], self._times[young], size=2 * len(young))
-        self._forget_at = max(FORGET_FROM, 2 * self._count)
+        return before - self._count
 
     def entries(self) -> tuple[UInt64Array, Int64Array]:
         """Return the pairs, ``(n, 2)``, and their times, ``(n,)``."""

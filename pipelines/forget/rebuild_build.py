@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from tidemill.features.contract import BoolArray
 from tidemill.features.definitions import ARROW_TYPES, Project
+from tidemill.features.definitions.recorded import recorded_project
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.blank_rows import null_where
 from tidemill.pipelines.forget.rewrite_logs import Blanked, check_digests
@@ -99,7 +100,7 @@ def rebuild_build(config: Configuration, blanked: Blanked) -> Rebuilt:
         stored, files=file_hashes(folder), digests=cut_digests(log, stored.positions)
     )
     handoff.write(folder)
-    rows = _blank_table(project, build, blanked)
+    rows = _blank_table(_made_by(manifest, project), build, blanked)
     sources = {
         name: {**record, "digest": log.prefix_digest(name, record["cut"])}
         for name, record in manifest.sources.items()
@@ -110,6 +111,13 @@ def rebuild_build(config: Configuration, blanked: Blanked) -> Rebuilt:
     ).write(build)
     ids = {began: handoff.id, **renewed(stored.digests, handoff.digests)}
     return Rebuilt(states, rows, ids)
+
+
+def _made_by(manifest: BuildManifest, project: Project) -> Project:
+    """Return the project by which a build was made; the one of now where it is not recorded."""
+    if manifest.definitions is None or manifest.project == project.hash:
+        return project
+    return recorded_project(manifest.definitions, project) or project
 
 
 def _blank_table(project: Project, build: Path, blanked: Blanked) -> int:

@@ -44,6 +44,7 @@ from tidemill.pipelines.ingest.topics import ask_topics
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import Handoff
+from tidemill.pipelines.recovery.served_rows import ServedRows
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.processes import sharing
 from tidemill.pipelines.run.progress import Progress
@@ -124,7 +125,12 @@ def backfill(
         change_points = _log_history(config, progress, build, handoff, publish=publish)
         build.share()
         _manifest(config, build, handoff, files, live).write(build.folder)
-        build.finish()
+        served = ServedRows.of(config)
+        if not served.is_known:
+            progress.say(
+                "the online store does not answer, so nothing of earlier builds is removed"
+            )
+        build.finish(served)
         replace_rejected(build.work, config.root)
     summary["generation"] = build.generation
     remove_beside_streams(config, progress)
@@ -180,6 +186,7 @@ def _manifest(
         as_of_us=handoff.as_of_us,
         training_table=table_digests(build.folder),
         handoff=handoff.id,
+        definitions=config.project.spec(),
     )
 
 

@@ -41,6 +41,8 @@ class BuildManifest:
         as_of_us: The instant that the states are as of.
         training_table: File to the SHA-256 of its bytes.
         handoff: The `pipelines.recovery.handoff.Handoff.id` of the states.
+        definitions: The canonical form of the project (`Project.spec`), by which the build is
+            proven; None for a build of a version that did not record it.
     """
 
     generation: str
@@ -53,6 +55,7 @@ class BuildManifest:
     as_of_us: int
     training_table: Mapping[str, str]
     handoff: str
+    definitions: Mapping[str, Any] | None = None
 
     def write(self, build: Path) -> None:
         """Write the manifest into the folder of its build."""
@@ -75,9 +78,10 @@ class BuildManifest:
 
 _MANIFEST: Final = RecordFormat(
     name="tidemill-build",
-    version=1,
+    version=2,
     fields=frozenset(field.name for field in dataclasses.fields(BuildManifest)),
     remedy=_AGAIN,
+    older={1: {"definitions": None}},
 )
 
 

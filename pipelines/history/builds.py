@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from tidemill.pipelines.io.live.live_log import LIVE, inherited_from
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.log_pieces import share_files, share_log
 from tidemill.pipelines.recovery.handoff import StreamRun
+from tidemill.pipelines.recovery.served_rows import NOTHING_SERVED, ServedRows
 from tidemill.pipelines.run import paths
 from tidemill.serving.files.locks import is_locked, lock
 from tidemill.serving.generations.current import (
@@ -195,8 +196,11 @@ class Build:
         """Whether another generation was current before, or none."""
         return self.before is None or self.before.generation != self.generation
 
-    def finish(self) -> Current:
+    def finish(self, served: ServedRows = NOTHING_SERVED) -> Current:
         """Give the build its place, and make it the current one.
+
+        Args:
+            served: What the rows that readers see were made by: these folders stay.
 
         Raises:
             StateError: The record of the stream before cannot be read; nothing has changed.
@@ -219,7 +223,7 @@ class Build:
             elif self.offline_root.exists():
                 target = self._add_offline_logs(target)
             write_current(target)
-        self._prune(target, in_use)
+        self._prune(target, in_use, served)
         return target
 
     def _add_offline_logs(self, target: Current) -> Current:
@@ -239,12 +243,13 @@ class Build:
         self.offline_root.rename(target.offline_root)
         return target
 
-    def _prune(self, target: Current, in_use: Iterable[Path]) -> None:
+    def _prune(self, target: Current, in_use: Iterable[Path], served: ServedRows) -> None:
         """Remove folders that neither the current record nor the one before it names.
 
         Programs that read the record before still use the folders that it named. A stream that runs
         keeps the folders of its generation. The generation before stays as it is, since its
-        predictions are proven against its log, however often this one is built again.
+        predictions are proven against its log, however often this one is built again. So does
+        whatever has made rows that readers see.
         """
         kept = {target} if self.before is None else {target, self.before}
         parent = None
@@ -259,7 +264,7 @@ class Build:
             if is_locked(folder / "stream.lock"):
                 continue
             if folder.name not in generations:
-                if folder.name not in (parent, read_by):
+                if folder.name not in (parent, read_by) and not _has_made(folder, served):
                     shutil.rmtree(folder)
                 continue
             named = {
@@ -270,8 +275,21 @@ class Build:
             named |= {*in_use, *_offline_in_use(target)}
             for kind in ("build", "offline", "stream"):
                 for path in folder.glob(f"{kind}-??????"):
-                    if path not in named:
+                    if path not in named and not _is_served(path, served, named):
                         shutil.rmtree(path)
+
+
+def _has_made(generation: Path, served: ServedRows) -> bool:
+    """Tell whether readers see rows that a build or a stream of a generation has made."""
+    folders = (*generation.glob("stream-??????"), *generation.glob("build-??????"))
+    return any(_is_served(path, served) for path in folders)
+
+
+def _is_served(folder: Path, served: ServedRows, kept: Collection[Path] = ()) -> bool:
+    """Tell whether readers see rows that a build or a stream has made, and no other one kept."""
+    if folder.name.startswith("build-"):
+        return served.made_by_build(folder, kept)
+    return folder.name.startswith("stream-") and served.made_by_stream(folder)
 
 
 def _offline_in_use(current: Current) -> Iterator[Path]:

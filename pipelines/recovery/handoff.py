@@ -301,6 +301,8 @@ class StreamRun:
             not the one of `positions`; None if there is none.
         columns: The declared columns of its sources; None for a stream of a version that did not
             record it.
+        definitions: The canonical form of the project (`Project.spec`), by which what it has
+            answered is proven; None likewise.
     """
 
     began: str
@@ -325,6 +327,7 @@ class StreamRun:
     upgraded_from: int | None = None
     fill_cuts: Mapping[str, str] | None = None
     columns: Columns | None = None
+    definitions: Mapping[str, Any] | None = None
 
     @staticmethod
     def beginning(
@@ -335,6 +338,7 @@ class StreamRun:
         joiners: int = 1,
         request: str | None = None,
         columns: Columns | None = None,
+        definitions: Mapping[str, Any] | None = None,
     ) -> StreamRun:
         """Return the record of a stream that begins with the states of a build."""
         return StreamRun(
@@ -353,6 +357,7 @@ class StreamRun:
             joiners=joiners,
             request=request,
             columns=columns,
+            definitions=definitions,
         )
 
     def check_order(self) -> None:
@@ -384,7 +389,8 @@ class StreamRun:
         return StreamRun(**read_record_of(path, _STREAM)) if path.exists() else None
 
 
-_NO_COLUMNS: Final[Mapping[str, Any]] = {"columns": None}
+_NO_DEFINITIONS: Final[Mapping[str, Any]] = {"definitions": None}
+_NO_COLUMNS: Final[Mapping[str, Any]] = {**_NO_DEFINITIONS, "columns": None}
 _NOT_UPGRADED: Final[Mapping[str, Any]] = {
     **_NO_COLUMNS,
     "polls": 0,
@@ -394,10 +400,11 @@ _NOT_UPGRADED: Final[Mapping[str, Any]] = {
 
 _STREAM: Final = RecordFormat(
     name="tidemill-stream",
-    version=10,
+    version=11,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
     older={
+        10: _NO_DEFINITIONS,
         9: _NO_COLUMNS,
         8: _NOT_UPGRADED,
         7: {**_NOT_UPGRADED, "apart": False},

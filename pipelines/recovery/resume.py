@@ -30,6 +30,7 @@ from tidemill.pipelines.io.grown_columns import check_goes_on_with
 from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.handoff import (
+    UPGRADE,
     Handoff,
     StreamRun,
     check_handoff,
@@ -43,6 +44,7 @@ from tidemill.pipelines.recovery.handoff import (
 )
 from tidemill.pipelines.recovery.log_parts import check_columns, log_of_run, stream_log
 from tidemill.pipelines.recovery.reader_clock import show_live_clock
+from tidemill.pipelines.recovery.recorded_definitions import changed_definitions
 from tidemill.pipelines.recovery.republish import frontiers_of, keeps_frontiers, start_over
 from tidemill.pipelines.recovery.savepoints import Savepoint, check_savepoint_is_there
 from tidemill.pipelines.recovery.store_fills import begin_fills, resumed_fills, take_token
@@ -124,8 +126,9 @@ def _first_start(config: Configuration, current: Current, mode: str) -> Start:
     request = request_hash(config.project.request)
     columns = columns_of(config.project)
     run = StreamRun.beginning(
-        handoff, mode, stream.poll_rows, config.clock, stream.joiners, request, columns
-    )
+        handoff, mode, stream.poll_rows, config.clock, stream.joiners, request, columns,
+        config.project.spec(),
+    )  # fmt: skip
     return Start(current, folder, handoff, run, resumes=False)
 
 
@@ -185,6 +188,7 @@ def next_start(config: Configuration, mode: str | None) -> Start:
         )
     check_columns(run, config.project, log_of_run(current, run))
     _check(config, current, folder, handoff)
+    _check_definitions(run, config)
     return Start(current, folder, handoff, run, resumes=True)
 
 
@@ -213,6 +217,12 @@ def _check_request(run: StreamRun, config: Configuration) -> None:
             f"is {found}; set it back, or run `tidemill backfill`, and `tidemill stream` without "
             "--resume to start over"
         )
+
+
+def _check_definitions(run: StreamRun, config: Configuration) -> None:
+    """Check that all answers of the stream are made, and stamped, by the same definitions."""
+    for change in changed_definitions(run, config.project):
+        raise StateMismatch(f"the stream was begun with other definitions: {change}; {UPGRADE}")
 
 
 def _replaced(root: Path) -> StateMismatch:

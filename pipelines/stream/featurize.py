@@ -173,24 +173,27 @@ class _Operate(_OncePerKey):
                 batch for data in elements for batch in decode_batches(data, schema)
             )
             self._emit(operator, releases, out)
-            files.add(releases)
+            self._note(operator, files, releases)
             while operator.at_savepoint:
                 if self._options.stream is not None:
                     out += self._keep(operator, files, self._options.stream)
                 operator.pass_savepoint()
                 more = operator.receive(())
                 self._emit(operator, more, out)
-                files.add(more)
+                self._note(operator, files, more)
                 releases += more
         logged += sum(release.events for release in releases)
         entries = [release.entry for release in releases if release.entry is not None]
-        if entries and operator_snapshot_due(logged, *operator.sizes):
+        is_due = bool(entries) and operator_snapshot_due(logged, *operator.sizes)
+        if is_due or operator.is_whole_due:
             log.clear()
             snapshot.write(operator.snapshot())
+            operator.written_whole()
             logged = 0
         else:
             for entry in entries:
                 log.add(entry)
+        operator.drop_forgets(operator.number if files.base_at is None else files.base_at)
         change = operator.log_waiting()
         if change.clears:
             waiting.clear()
@@ -200,6 +203,13 @@ class _Operate(_OncePerKey):
         head.write(token + operator.logged_head())
         _OPERATORS.put((self._options.run, key), token, (operator, logged, files))
         yield from out
+
+    @staticmethod
+    def _note(operator: ShardOperator, files: SavepointFiles, releases: list[Release]) -> None:
+        """Note releases for the next savepoint, which is whole if they do not say all."""
+        files.add(releases)
+        if operator.is_whole_due:
+            files.begin_anew()
 
     def _keep(
         self, operator: ShardOperator, files: SavepointFiles, stream: Path
@@ -239,6 +249,7 @@ class _Operate(_OncePerKey):
         if self._options.handoff is not None:
             # From now on only the engine's state counts, so write the complete state there.
             snapshot.write(operator.snapshot())
+            operator.written_whole()
         return operator, 0, SavepointFiles.after(begun, self._options.states)
 
     @staticmethod

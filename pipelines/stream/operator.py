@@ -27,7 +27,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MIN, BoolArray
+from tidemill.features.contract import TIME_MAX, TIME_MIN, BoolArray
 from tidemill.features.errors import (
     BatchConflict,
     PartitionGap,
@@ -41,7 +41,7 @@ from tidemill.features.kernel.advance import (
     advance,
 )
 from tidemill.features.kernel.columns import keep
-from tidemill.features.kernel.dedupe import PairSet
+from tidemill.features.kernel.dedupe import FORGET_FROM, PairSet
 from tidemill.features.kernel.plan import Plan
 from tidemill.features.kernel.prepare import DIGEST, TIME, matrix_of
 from tidemill.features.kernel.tiles.state import Counters, State
@@ -63,6 +63,9 @@ from tidemill.pipelines.stream.sequence import (
     sequenced_events_schema,
 )
 from tidemill.pipelines.stream.waiting_rows import LogChange, WaitingLog, WaitingRows
+
+MOST_FORGETS: Final = 256
+"""After an operator has forgotten events so often, its state is written whole."""
 
 
 @dataclass
@@ -127,6 +130,12 @@ class ShardOperator:
         self.events, self.requests = WaitingRows(), WaitingRows()
         self.waiting_log = WaitingLog()
         self.rows_seen = PairSet()
+        # When events were forgotten: the number of the release, and the time before which.
+        self.forgets: list[tuple[int, int]] = []
+        # Whether the state must be written whole, since what it has forgotten follows from no log.
+        self.is_whole_due = False
+        # The number of the release as of which the engine's state was written whole.
+        self.whole_at = 0
         self.number = 0
         # The number of the last poll that moved the frontier.
         self.moved = 0
@@ -229,15 +238,17 @@ class ShardOperator:
         batches = self.held.pop(self.number + 1)
         taken = [self._take(index, batches[index], frontier) for index in range(len(self.expected))]
         self._take_events([rows for rows in taken if rows is not None], frontier)
-        self._forget()
         self.number += 1
         self.epoch, self.is_marked = batches[0].epoch, batches[0].is_marked
         if self.mode is Mode.EAGER:
+            self._forget(frontier, TIME_MAX)
             return self._taken(frontier, *self._split_eagerly(frontier))
         until = min(self.watermarks)
         if until <= frontier:
+            self._forget(frontier, TIME_MIN)
             return self._taken(frontier, None, None, frontier)
         self.moved = self.number
+        self._forget(frontier, until)
         return self._taken(
             frontier, self.events.release(until), self.requests.release(until), until
         )
@@ -316,10 +327,27 @@ class ShardOperator:
         times = [hashing.bits(rows.column(TIME)) for rows in parts]
         return self.rows_seen.add(np.concatenate(digests), np.concatenate(times))
 
-    def _forget(self) -> None:
-        """Forget rows whose repeats the stream would reject as too late."""
+    def _forget(self, frontier: int, released_us: int) -> None:
+        """Forget rows whose repeats the stream would reject as too late.
+
+        A source that was quiet may still accept one of them. Whether that counts again must follow
+        from the log, so whoever makes the state again from the log of releases has to forget the
+        same rows: those that this release, or one before it, has applied.
+
+        Args:
+            frontier: The frontier before the poll.
+            released_us: All rows before this instant are released.
+        """
         oldest = min(self.watermarks[: self.inputs.event_partitions]) - self.inputs.lateness_us
-        self.rows_seen.forget_before(oldest)
+        if oldest > released_us and frontier > TIME_MIN:
+            return  # a later poll does it; of what is made from history at once nothing is logged
+        if self.rows_seen.forget_before(oldest):
+            self.forgets.append((self.number, oldest))
+            self.is_whole_due |= len(self.forgets) > MOST_FORGETS
+
+    def written_whole(self) -> None:
+        """Note that the engine's state was written whole."""
+        self.whole_at, self.is_whole_due = self.number, False
 
     def _split_eagerly(
         self, frontier: int
@@ -374,7 +402,8 @@ class ShardOperator:
 
     def begin(self) -> None:
         """Make the state the beginning of a stream: its releases and its counters begin anew."""
-        self.number = self.moved = 0
+        self.number = self.moved = self.whole_at = 0
+        self.forgets, self.is_whole_due, self.rows_seen.forget_at = [], False, FORGET_FROM
         self.counters = OperatorCounters()
         self.state.counters = Counters()
         self.mark = first_mark(self.key, self.expected, self.state.frontier_us)
@@ -420,10 +449,34 @@ class ShardOperator:
             return self.head()
         return self._head(is_logged=True).encode(self.key)
 
-    def handed_over_head(self) -> bytes:
-        """Encode the head for another run: without what an engine's deliveries have left in it."""
-        head = replace(self._head(), attempt=0, seen=self.counters.of_polls, held=(), epoch=0)
+    def handed_over_head(self, since: int | None = None) -> bytes:
+        """Encode the head for another run: without what an engine's deliveries have left in it.
+
+        Args:
+            since: The number of the release as of which the snapshot is that it goes with; None for
+                the last one.
+        """
+        since = self.number if since is None else since
+        head = replace(
+            self._head(),
+            attempt=0,
+            seen=self.counters.of_polls,
+            held=(),
+            epoch=0,
+            forgets=self._forgets_since(since),
+        )
         return head.encode(self.key)
+
+    def _forgets_since(self, number: int) -> list[tuple[int, int]]:
+        return [one for one in self.forgets if one[0] > number]
+
+    def drop_forgets(self, before: int) -> None:
+        """Drop what was noted of what it forgot that no state needs any more.
+
+        Args:
+            before: The number of the release as of which the oldest snapshot is that counts.
+        """
+        self.forgets = self._forgets_since(min(before, self.whole_at))
 
     def _head(self, *, is_logged: bool = False) -> Head:
         return Head(
@@ -441,6 +494,8 @@ class ShardOperator:
             kernel=vars(self.state.counters),
             epoch=self.epoch,
             moved=self.moved if is_logged else None,
+            forgets=self._forgets_since(self.whole_at),
+            forget_at=self.rows_seen.forget_at,
         )
 
     @property
@@ -485,7 +540,14 @@ class ShardOperator:
         if snapshot is not None:
             self.state, self.rows_seen = decode_snapshot(snapshot, self.key, self.plan)
         log = [decode_release(entry, self.key, self.logged_schema) for entry in entries]
-        logged = sum(self.replay(release) for release in sorted(log, key=lambda one: one.number))
+        logged, forgets = 0, list(stored.forgets)
+        for release in sorted(log, key=lambda one: one.number):
+            while forgets and forgets[0][0] < release.number:
+                self.rows_seen.drop_before(forgets.pop(0)[1])
+            logged += self.replay(release)
+        for _, time_us in forgets:
+            self.rows_seen.drop_before(time_us)
+        self.forgets, self.is_whole_due, self.whole_at = list(stored.forgets), False, 0
         self.expected = list(stored.expected)
         self.watermarks = list(stored.watermarks)
         self.held = {}
@@ -510,6 +572,7 @@ class ShardOperator:
             )
         if (events := self.events.rows) is not None:
             self._remember([events])
+        self.rows_seen.forget_at = stored.forget_at
         return logged
 
 

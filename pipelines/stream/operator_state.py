@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
 from tidemill.features.errors import StateMismatch
-from tidemill.features.kernel.dedupe import PairSet, UInt64Array
+from tidemill.features.kernel.dedupe import FORGET_FROM, PairSet, UInt64Array
 from tidemill.features.kernel.encoding import decode, encode
 from tidemill.features.kernel.plan import Plan
 from tidemill.features.kernel.tiles.state import State
@@ -60,6 +60,9 @@ class Head:
         epoch: How many marks of savepoints the operator has passed since the run began.
         moved: If the rows that wait are in the log (`pipelines.stream.waiting_rows`) and not here:
             the number of the last release that moved the frontier; else None.
+        forgets: When the operator forgot events since what the head goes with was written: the
+            number of the release, and the time before which.
+        forget_at: With so many events it forgets old ones (`features.kernel.dedupe.PairSet`).
     """
 
     expected: Sequence[int]
@@ -76,6 +79,8 @@ class Head:
     kernel: Mapping[str, int]
     epoch: int = 0
     moved: int | None = None
+    forgets: Sequence[tuple[int, int]] = ()
+    forget_at: int = FORGET_FROM
 
     def encode(self, key: OperatorKey) -> bytes:
         """Encode the head."""
@@ -95,6 +100,9 @@ class Head:
             "kernel": self.kernel,
             **epoch_field(self.epoch),
             **({} if self.moved is None else {"moved": self.moved}),
+            # Only where it is needed, so that the bytes of other states stay as they were.
+            **({"forgets": self.forgets} if self.forgets else {}),
+            **({} if self.forget_at == FORGET_FROM else {"forget_at": self.forget_at}),
         }
         blobs = [encode_batches(waiting), encode_batches(sorted(self.held, key=_place))]
         return encode_document(Kind.OPERATOR_HEAD, key.text, fields, blobs)
@@ -131,6 +139,8 @@ class Head:
             kernel=fields["kernel"],
             epoch=fields.get("epoch", 0),
             moved=fields.get("moved"),
+            forgets=[(number, time_us) for number, time_us in fields.get("forgets", ())],
+            forget_at=fields.get("forget_at", FORGET_FROM),
         )
 
 

@@ -55,6 +55,11 @@ class SavepointFiles:
     entries: list[bytes] = field(default_factory=list)
     new_events: int = 0
 
+    @property
+    def base_at(self) -> int | None:
+        """The number of the release as of which the base is; None if the next one is another."""
+        return None if self.folder is None else int(Path(self.base).stem.rpartition("-")[2])
+
     @staticmethod
     def after(begun: Begun | None, place: StatePlace) -> SavepointFiles:
         """Return those of an operator that began with the files of a savepoint.
@@ -76,7 +81,11 @@ class SavepointFiles:
         self.entries += [one.entry for one in releases if one.entry is not None]
         self.new_events += sum(one.events for one in releases)
         if self.events + self.new_events > MOST_EVENTS:
-            self.folder, self.entries, self.new_events = None, [], 0
+            self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Begin the next savepoint with a base."""
+        self.folder, self.entries, self.new_events = None, [], 0
 
     def keep(self, folder: Path, operator: ShardOperator) -> None:
         """Write the state of an operator as of its last release, which was added.
@@ -91,14 +100,16 @@ class SavepointFiles:
         if self.folder is None or base_due(total, *operator.sizes, key.shard, key.shards):
             self.base, self.pieces, self.events = _name(path, "base", number), [], 0
             self.place.write(folder / self.base, operator.snapshot())
+            since: int | None = number
         else:
+            since = self.base_at
             for name in (self.base, *self.pieces):
                 self.place.link(self.folder / name, folder / name)
             if self.entries:
                 self._add_piece(path, operator)
             self.events = total
         fields = {"base": self.base, "since": self.pieces}
-        head = operator.handed_over_head()
+        head = operator.handed_over_head(since)
         self.place.write(path, encode_document(Kind.OPERATOR_SAVEPOINT, key.text, fields, [head]))
         self.folder, self.entries, self.new_events = folder, [], 0
 

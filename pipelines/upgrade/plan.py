@@ -24,6 +24,7 @@ from tidemill.pipelines.io.log import Log, definitions_of
 from tidemill.pipelines.io.outputs import OutputFolder
 from tidemill.pipelines.recovery.handoff import Handoff, StreamRun, last_states, request_hash
 from tidemill.pipelines.recovery.log_parts import log_of_run
+from tidemill.pipelines.recovery.recorded_definitions import changed_definitions
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.telemetry.stream_record import StreamRecord
@@ -144,6 +145,7 @@ def plan_upgrade(config: Configuration) -> UpgradePlan | None:
         *_views(config, run, handoff, carried, rebuilt, rates, grown),
         *_sources(config, log, handoff, grown, refusals),
         *_request(config, run, refusals),
+        *_definitions(config, run),
         *_outputs(config),
         *_others(config, run, refusals),
     ]
@@ -248,6 +250,13 @@ def _request(config: Configuration, run: StreamRun, refusals: list[str]) -> Iter
         f"{found}: set it back, or run `tidemill backfill`, and then `tidemill stream`"
     )
     yield Step(what, Fate.REFUSED, f"definition {run.request} -> {found}")
+
+
+def _definitions(config: Configuration, run: StreamRun) -> Iterator[Step]:
+    """Yield what else answers are stamped with: inputs, the label, the order of views."""
+    if changes := changed_definitions(run, config.project):
+        why = f"{'; '.join(changes)}: from the new version on"
+        yield Step("definitions", Fate.CHANGED, why)
 
 
 def _outputs(config: Configuration) -> Iterator[Step]:

@@ -203,6 +203,7 @@ def _run(
         upgraded_from=config.current.stream,
         fill_cuts={**kept, **rebuild.cuts},
         columns=columns_of(project),
+        definitions=project.spec(),
     )
 
 

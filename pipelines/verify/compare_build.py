@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from tidemill.features.definitions.canonical import spec_hash
 from tidemill.features.errors import StateError, StateVersionError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.build_manifest import BuildManifest, table_digests
@@ -97,6 +98,8 @@ def compare_build(config: Configuration, progress: Progress, findings: Findings)
         for name, record in manifest.sources.items()
     }
     seen = {**dataclasses.asdict(manifest), "sources": found_sources}
+    if manifest.definitions is not None and spec_hash(manifest.definitions) != config.project.hash:
+        expected["definitions"] = config.project.spec()
     compare_record("build.json", {name: seen[name] for name in expected}, expected, findings)
     return len(files)
 

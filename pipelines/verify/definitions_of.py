@@ -1,18 +1,26 @@
-"""Whether streams and builds are of the present definitions, which alone can repeat them."""
+"""By which definitions streams and builds were made: those of now, or others that they record.
+
+What an earlier version of the project has made is proven by the definitions of then, which are made
+again from their record (`features.definitions.recorded`). Where they cannot be, the proof says so.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tidemill.features.definitions import ARROW_TYPES, Project
+from tidemill.features.definitions.canonical import spec_hash
+from tidemill.features.definitions.recorded import recorded_project
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.forget.record import closed_by
+from tidemill.pipelines.forget.record import closed_by, forgotten_rows
 from tidemill.pipelines.history.build_manifest import BuildManifest
-from tidemill.pipelines.recovery.handoff import StreamRun, read_record
+from tidemill.pipelines.recovery.handoff import Handoff, StreamRun, read_record
 from tidemill.pipelines.recovery.log_parts import begin_frontier, stream_log
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.run import paths
@@ -24,31 +32,62 @@ from tidemill.serving.generations.current import Current, find_current
 _OTHER_INPUTS: Final = "of other inputs of the request"
 
 
-def made_otherwise(config: Configuration, stream: Current) -> str:
-    """Return what a stream was made with that the configuration has no more; empty if nothing.
+def configuration_of(config: Configuration, stream: Current) -> Configuration | str:
+    """Return the configuration, with the definitions and the shards that a stream was made by.
 
     Args:
         config: The configuration.
-        stream: The folders of the stream.
+        stream: The folders of the stream; they are pinned.
+
+    Returns:
+        What the stream was made with that nobody has any more, if it cannot be made again.
     """
-    run = StreamRun.read(stream.stream_folder)
+    run, config = StreamRun.read(stream.stream_folder), replace(config, pinned=stream)
     if run is None:
-        return ""  # the proof says that its record is gone
+        return config  # the proof says that its record is gone
     folder = stream.stream_folder
     if (number := closed_by(config.root, stream.generation, folder.name)) is not None:
         return f"in eager mode, and rows of it were forgotten (record {number:05d})"
     if run.views is None or run.shards is None:
         made_by = BuildManifest.read(stream.build_folder).project
-        return "" if made_by == config.project.hash else f"of definitions {made_by}"
+        return config if made_by == config.project.hash else f"of definitions {made_by}"
+    if _is_of(config, run):
+        return config
     now = {view.name: view.hash for view in config.project.views}
     others = sorted(view for view in {*run.views, *now} if run.views.get(view) != now.get(view))
-    if not others and run.shards == config.shards:
-        return _OTHER_INPUTS if _served_other_inputs(config, stream) else ""
-    if _begins_with_these(config, stream, run, others or list(now)):
-        return ""  # its record was changed: the proof says so
-    if others:
-        return f"of another definition of {', '.join(others)}"
-    return f"of {run.shards} shards"
+    is_same = not others and run.shards == config.shards
+    if is_same and run.definitions is None:
+        return _OTHER_INPUTS if _served_other_inputs(config, stream) else config
+    if is_same and _stamps(stream) <= {config.project.hash}:
+        return config  # its record was changed: the proof says so
+    if not is_same and _begins_with_these(config, stream, run, others or list(now)):
+        return config  # likewise
+    why = f"of another definition of {', '.join(others)}" if others else f"of {run.shards} shards"
+    if not is_same and forgotten_rows(config.root, stream.generation):
+        return f"{why}, and rows of its log were forgotten"  # by keys of views of now
+    if run.definitions is not None:
+        made = recorded_project(run.definitions, config.project)
+        if made is not None and {view.name: view.hash for view in made.views} == run.views:
+            return replace(config, project=made, shards=run.shards)
+    return _OTHER_INPUTS if is_same else why
+
+
+def _is_of(config: Configuration, run: StreamRun) -> bool:
+    """Tell whether all that a stream has recorded is of a configuration."""
+    return (
+        run.views == {view.name: view.hash for view in config.project.views}
+        and run.shards == config.shards
+        and run.definitions is not None
+        and spec_hash(run.definitions) == config.project.hash
+    )
+
+
+def _stamps(stream: Current) -> set[str | None]:
+    """Return the hashes of definitions that the predictions of a stream name."""
+    found: set[str | None] = set()
+    for _, table in predictions_of(stream.stream_folder).tables(["spec_hash"]):
+        found.update(pc.unique(table.column(0)).to_pylist())
+    return found
 
 
 def _served_other_inputs(config: Configuration, stream: Current) -> bool:
@@ -57,8 +96,11 @@ def _served_other_inputs(config: Configuration, stream: Current) -> bool:
     if newest is None or newest.stream_folder == stream.stream_folder:
         return False  # what differs there was changed: the proof says so
     for _, table in predictions_of(stream.stream_folder).tables():
-        return _lacks_inputs(config.project, table.schema)
-    return False
+        if _lacks_inputs(config.project, table.schema):
+            return True
+        break
+    stamps = _stamps(stream)
+    return len(stamps) == 1 and stamps != {config.project.hash}
 
 
 def _lacks_inputs(project: Project, schema: pa.Schema) -> bool:
@@ -90,8 +132,12 @@ def _begins_with_these(
     return False
 
 
-def built_otherwise(config: Configuration) -> str:
-    """Return what the current build was made with that the configuration has no more."""
+def configuration_of_build(config: Configuration) -> Configuration | str:
+    """Return the configuration, with the definitions and the shards of the current build.
+
+    Returns:
+        What the build was made with that nobody has any more, if it cannot be made again.
+    """
     build = config.current.build_folder
     manifest, handoff = BuildManifest.read(build), read_record(build / paths.STATES)
     now = {view.name: view.hash for view in config.project.views}
@@ -102,14 +148,27 @@ def built_otherwise(config: Configuration) -> str:
         if manifest.views.get(view) == handoff.views.get(view) != now.get(view)
     )
     shards = manifest.shards if manifest.shards == handoff.shards else config.shards
-    if not others and shards == config.shards:
+    is_same = not others and shards == config.shards
+    if not is_same and _has_marks(config, handoff, others):
+        return config  # both records were changed: the proof says so
+    spec, is_of_now = manifest.definitions, manifest.project == config.project.hash
+    if spec is not None and spec_hash(spec) == manifest.project and not (is_same and is_of_now):
+        made = recorded_project(spec, config.project)
+        if made is not None and {view.name: view.hash for view in made.views} == handoff.views:
+            return replace(config, project=made, shards=shards)
+        if is_same and made is None:
+            return _OTHER_INPUTS
+    if is_same:
         tables = sorted((build / paths.TRAINING_TABLE).glob("*.parquet"))
-        of_others = manifest.project != config.project.hash and any(
-            _lacks_inputs(config.project, pq.read_schema(path)) for path in tables[:1]
-        )
-        return _OTHER_INPUTS if of_others else ""
+        lacks = (_lacks_inputs(config.project, pq.read_schema(path)) for path in tables[:1])
+        return _OTHER_INPUTS if not is_of_now and any(lacks) else config
+    return f"of another definition of {', '.join(others)}" if others else f"of {shards} shards"
+
+
+def _has_marks(config: Configuration, handoff: Handoff, views: Collection[str]) -> bool:
+    """Tell whether states of a build have the mark of a definition of now."""
     for view in config.project.views:
-        if others and view.name not in others:
+        if views and view.name not in views:
             continue
         marks, frontiers = handoff.marks.get(view.name), handoff.frontiers.get(view.name)
         places = handoff.positions.get(view.stream.name)
@@ -117,5 +176,5 @@ def built_otherwise(config: Configuration) -> str:
         if marks and frontiers and places is not None and asked is not None:
             key = OperatorKey(view.name, view.hash, 0, config.shards)
             if first_mark(key, [*places, *asked], frontiers[0]).hex() == marks[0]:
-                return ""  # both records were changed: the proof says so
-    return f"of another definition of {', '.join(others)}" if others else f"of {shards} shards"
+                return True
+    return False

@@ -23,6 +23,7 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.tables import Table
 from tidemill.pipelines.verify.compare_oracle import plain_rows, same
+from tidemill.pipelines.verify.definitions_of import configuration_of
 from tidemill.pipelines.verify.instants import field_text, instant_text, value_text
 from tidemill.pipelines.verify.raw_history import logged_history, with_live_rows
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
@@ -114,10 +115,12 @@ def explain(config: Configuration, request_id: str) -> ExplainedPrediction:
     Raises:
         InputError: There is no such prediction, or more than one.
     """
-    project = config.project
     found = find_prediction(config.root, request_id)
     current = config.current if found is None else found[0]
-    config = dataclasses.replace(config, pinned=current)
+    of_it = configuration_of(config, current)
+    # Of one that cannot be made again, what is of the present definitions is explained.
+    config = dataclasses.replace(config, pinned=current) if isinstance(of_it, str) else of_it
+    project = config.project
     predictions = read_predictions(current.stream_folder, project)
     mine = predictions.filter(pc.equal(predictions["request_id"], request_id))
     if len(mine) != 1:

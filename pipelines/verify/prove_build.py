@@ -15,7 +15,7 @@ from tidemill.pipelines.run.scratch import scratch_folder
 from tidemill.pipelines.verify.compare_build import compare_build
 from tidemill.pipelines.verify.compare_offline import compare_offline
 from tidemill.pipelines.verify.compare_training import compare_training_table
-from tidemill.pipelines.verify.definitions_of import built_otherwise
+from tidemill.pipelines.verify.definitions_of import configuration_of_build
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.witness import Witnesses
 from tidemill.serving.generations.current import CURRENT, Current
@@ -42,11 +42,13 @@ def prove_build(
         Figures, and the mismatches.
     """
     build, training, offline = Findings(), Findings(), Findings()
-    if why := built_otherwise(config):
+    of_it = configuration_of_build(config)
+    if isinstance(of_it, str):
         progress.say(
-            f"{config.current.build_folder} is not proven: it is {why}; run `tidemill backfill`"
+            f"{config.current.build_folder} is not proven: it is {of_it}; run `tidemill backfill`"
         )
         return dict.fromkeys(_FIGURES, 0), build
+    config = of_it
     states = compare_build(config, progress, build)
     history = witnesses.of(config, build).history
     rows = compare_training_table(history, config.current.build_folder, progress, training)

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
 from tidemill.features.definitions import ARROW_TYPES, FeatureView, Project
+from tidemill.features.definitions.canonical import spec_hash
 from tidemill.features.errors import StateError, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.prepare import fixed_binary
@@ -326,6 +327,8 @@ def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> Non
     if run.views is not None:
         expected["views"] = {view.name: view.hash for view in config.project.views}
         expected["shards"] = config.shards
+    if run.definitions is not None and spec_hash(run.definitions) != config.project.hash:
+        expected["definitions"] = config.project.spec()
     if run.request is not None:
         expected["request"] = request_hash(config.project.request)
     if run.columns is not None and not have_grown(run.columns, config.project):

@@ -7,7 +7,6 @@ made from; the proof says which one that is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,14 +14,15 @@ from typing import Any, NamedTuple
 from tidemill.features.errors import NoKeySpace
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.log import Log
-from tidemill.pipelines.recovery.handoff import Handoff, StreamRun, read_record
+from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.recovery.release_log import read_release_lines
 from tidemill.pipelines.recovery.republish import keeps_frontiers
+from tidemill.pipelines.recovery.served_rows import is_begun_with, upgraded_marks
 from tidemill.pipelines.recovery.store_fills import cuts_of, is_of_log, key_spaces
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.operator_key import OperatorKey
 from tidemill.pipelines.stream.state_files import state_path
-from tidemill.serving.generations.current import Current
+from tidemill.serving.generations.current import Current, streams_of
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.fills import Fill
 from tidemill.serving.online.refusals import no_key_space
@@ -83,6 +83,14 @@ def find_origins(config: Configuration, streams: Sequence[Current]) -> dict[str,
         for view, mark in _marks(stream):
             # A mark has no rows in it, so equal polls of two histories have equal marks.
             if mark in marks.get(view, ()) and by_view[view].generation == stream.generation:
+                published.setdefault(view, Origin(stream, True, stream.generation))
+    for stream in streams_of(config.root):
+        if stream in streams:
+            continue
+        # One that was upgraded has rows before it has released anything, or without ever doing so.
+        for view, found in upgraded_marks(stream.stream_folder).items():
+            mine = marks.get(view, set())
+            if found & mine and by_view[view].generation == stream.generation:
                 published.setdefault(view, Origin(stream, True, stream.generation))
     if not streams and not any(marks.values()):
         return {}
@@ -146,18 +154,6 @@ def _of_build(current: Current, fill: Fill) -> Current:
         if not (found.build_folder / paths.STATES / paths.HANDOFF).exists():
             continue
         handoff = read_record(found.build_folder / paths.STATES)
-        if _same_cut(handoff, fill):
+        if is_begun_with(fill, handoff):
             return found
     return current
-
-
-def _same_cut(handoff: Handoff, fill: Fill) -> bool:
-    """Tell whether a fill was begun with the rows that states of a build were made from."""
-    try:
-        cut = json.loads(fill.cuts)
-        ((source, positions),) = cut["positions"].items()
-        digest = cut["digest"]
-    except (ValueError, KeyError, AttributeError):
-        return False
-    known = handoff.positions.get(source), handoff.digests.get(source)
-    return known == (positions, digest)

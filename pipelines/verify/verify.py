@@ -22,7 +22,7 @@ compared is counted and said. The witness is the raw files (`pipelines.verify.wi
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from tidemill.pipelines.config.configuration import Configuration
@@ -33,7 +33,7 @@ from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.compare_archive import compare_archive
 from tidemill.pipelines.verify.compare_lost import compare_lost
 from tidemill.pipelines.verify.compare_oracle import DEADLINE_S
-from tidemill.pipelines.verify.definitions_of import made_otherwise
+from tidemill.pipelines.verify.definitions_of import configuration_of
 from tidemill.pipelines.verify.findings import Findings, Mismatch, excusing
 from tidemill.pipelines.verify.instants import instant_text
 from tidemill.pipelines.verify.lost_requests import compare_requests
@@ -91,15 +91,6 @@ def _verify(
     began = time.perf_counter()
     streams = released_streams(config.current)
     origins, sampling = find_origins(config, streams), Sampling(sample, deadline_s)
-    if waiting := sorted(
-        view
-        for view, origin in origins.items()
-        if origin.is_of_stream and streams and origin.current == config.current != streams[0]
-    ):
-        progress.say(
-            f"the rows of {', '.join(waiting)} in the online store are proven once the stream has "
-            "gone on: `tidemill upgrade` has made them, and it has not released anything since"
-        )
     witnesses, everything, earlier = Witnesses(progress), Findings(), []
     build = prove_build(config, streams, progress, witnesses)
     figures, of_requests = nothing_streamed(config), Findings()
@@ -107,12 +98,13 @@ def _verify(
     everything.merge(of_requests)
     for number, current in enumerate(streams):
         row: dict[str, Any] = {"generation": current.generation, "stream": current.stream}
-        if why := made_otherwise(config, current):
-            progress.say(f"{current.stream_folder} is not proven: it is {why}")
-            earlier.append({**row, "mismatches": None, "why": why})
+        made_by = configuration_of(config, current)
+        if isinstance(made_by, str):
+            progress.say(f"{current.stream_folder} is not proven: it is {made_by}")
+            earlier.append({**row, "mismatches": None, "why": made_by})
             continue
         proof = prove_stream(
-            replace(config, pinned=current), progress, witnesses, sampling, origins,
+            made_by, progress, witnesses, sampling, origins,
             known=of_requests if current.stream_folder == config.current.stream_folder else None,
         )  # fmt: skip
         everything.merge(proof.all())

@@ -64,15 +64,19 @@ class Witnesses:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._last: tuple[Path, Witness] | None = None
+        self._last: tuple[Path, frozenset[str], Witness] | None = None
 
     def of(self, config: Configuration, findings: Findings) -> Witness:
         """Return the witness of a build (`find_witness`); its mismatches are noted once."""
-        build = config.current.build_folder
-        if self._last is None or self._last[0] != build:
+        build, project = config.current.build_folder, config.project
+        wanted = frozenset([project.request.name, *(stream.name for stream in project.streams)])
+        last = self._last
+        if last is None or last[0] != build or not wanted <= last[1]:
             self._last = None  # before another history is read
-            self._last = build, find_witness(config, self._progress, findings)
-        return self._last[1]
+            last = self._last = build, wanted, find_witness(config, self._progress, findings)
+        found = last[2]
+        # Definitions of another version of the project read the same rows.
+        return dataclasses.replace(found, history=History(project, found.history.sources))
 
 
 def find_witness(config: Configuration, progress: Progress, findings: Findings) -> Witness:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from tests.support.streaming_project import PARTITIONS, PROJECT
 from tidemill.features.kernel.advance import Publish, advance
+from tidemill.features.kernel.dedupe import FORGET_FROM
 from tidemill.features.kernel.encoding import decode
 from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.history.build_manifest import BuildManifest
@@ -170,6 +171,8 @@ def _joiner_file(path: Path) -> Any:
 def _head(data: bytes) -> Any:
     operator = operator_of()
     found = as_json(Head.decode(data, operator.key, operator.event_schema))
+    # Files of before have not forgotten anything.
+    assert (found.pop("forgets"), found.pop("forget_at")) == ([], FORGET_FROM)
     # Heads of before have all rows that wait, and do not say when the frontier moved.
     return {name: value for name, value in found.items() if (name, value) != ("moved", None)}
 

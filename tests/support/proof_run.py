@@ -316,7 +316,9 @@ class Server:
         self.polls = 0
         handoff = read_record(self.states)
         self.fills = start_over(config, handoff, QuietProgress())
-        run = StreamRun.beginning(handoff, config.stream.mode, POLL_ROWS)
+        run = StreamRun.beginning(
+            handoff, config.stream.mode, POLL_ROWS, definitions=config.project.spec()
+        )
         run.write(self.current.stream_folder)
         write_current(self.current)
         self.database = open_database(config.online_store)

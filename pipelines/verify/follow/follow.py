@@ -43,7 +43,7 @@ from tidemill.pipelines.stream.output_folders import releases_of
 from tidemill.pipelines.telemetry import metrics
 from tidemill.pipelines.telemetry.figures import joined, over_all_labels, quantile
 from tidemill.pipelines.telemetry.stream_record import StreamRecord, figures_files
-from tidemill.pipelines.verify.definitions_of import made_otherwise
+from tidemill.pipelines.verify.definitions_of import configuration_of
 from tidemill.pipelines.verify.findings import Findings, excusing
 from tidemill.pipelines.verify.follow.differences import AS_SEEN, Differences
 from tidemill.pipelines.verify.follow.follower import Follower
@@ -215,7 +215,7 @@ class _Proof:
             return None
         if complete_segment(former.stream_folder, run) < record.segment:
             return None
-        if made_otherwise(replace(self._config, pinned=former), former):
+        if isinstance(configuration_of(self._config, former), str):
             return None  # only the version before could prove the rest of it
         return former, run
 
@@ -226,9 +226,9 @@ class _Proof:
 
     def _follow(self, current: Current, run: StreamRun, record: ProofRecord) -> Step:
         root = self._config.root
-        config = replace(self._config, pinned=current)
-        if why := made_otherwise(config, current):
-            said = f"the stream is {why}: only the code that has made it can prove it"
+        config = configuration_of(self._config, current)
+        if isinstance(config, str):
+            said = f"the stream is {config}: only the code that has made it can prove it"
             return Step(record, said=said)
         if (lost := self._find_lost(config, run, record)) is not None:
             return lost

@@ -79,10 +79,12 @@ def _releases(view: str, path: Path, table: pa.Table) -> Iterator[tuple[Place, p
         else:
             yield Place(view, int(shard), int(number)), table
         return
+    if not table.num_rows:
+        return  # all of them were forgotten
     shards, numbers = (hashing.bits(table.column(name).combine_chunks()) for name in OF_RELEASE)
     rows = table.drop_columns(list(OF_RELEASE))
     changes = np.flatnonzero((np.diff(shards) != 0) | (np.diff(numbers) != 0)) + 1
-    starts = [0, *changes.tolist()] if len(numbers) else []
+    starts = [0, *changes.tolist()]
     for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
         place = Place(view, int(shards[start]), int(numbers[start]))
         yield place, rows.slice(start, stop - start)

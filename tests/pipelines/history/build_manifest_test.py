@@ -115,7 +115,7 @@ def test_a_field_that_is_missing_is_refused(build: Path, field: str) -> None:
 def test_another_version_is_refused_by_its_number(build: Path) -> None:
     path = build / "build.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 9}))
-    with pytest.raises(StateVersionError, match=f"{path} has version 9, this code reads 1"):
+    with pytest.raises(StateVersionError, match=f"{path} has version 9, this code reads 2"):
         check(build)
 
 

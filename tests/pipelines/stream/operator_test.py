@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -40,7 +42,9 @@ from tidemill.pipelines.stream.marks import first_mark, next_mark
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import Mode, OperatorKey
 from tidemill.pipelines.stream.release import Release
+from tidemill.pipelines.stream.savepoint_files import SavepointFiles
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
+from tidemill.pipelines.stream.state_files import read_handoff
 
 
 def test_rows_are_released_when_the_frontier_has_passed_them() -> None:
@@ -718,11 +722,85 @@ def test_an_operator_that_is_restarted_anywhere_equals_one_that_is_not(
         found = broken.receive(batches)
         assert list(map(_text, found)) == list(map(_text, expected))
         log += [release.entry for release in found if release.entry is not None]
-        if chance.random() < 0.2:
+        if chance.random() < 0.2 or broken.is_whole_due:
             snapshot, log = broken.snapshot(), []
+            broken.written_whole()
         head = broken.head()
     assert encode(broken.state) == encode(whole.state)
     assert broken.counters == whole.counters
     assert broken.expected == whole.expected
     assert mode is Mode.EAGER or whole.state.frontier_us == end_of(rows)
     assert whole.state.frontier_us > TIME_MIN
+
+
+@st.composite
+def quiet_polls(draw: st.DrawFn) -> list[list[str]]:
+    """Polls whose watermarks rise without rows, and repeats that the source still accepts."""
+    polls, watermark, events, requests = [], 0, 0, 0
+    for number in range(1, draw(st.integers(5, 25)) + 1):
+        watermark += draw(st.sampled_from((0, 1, 5, 40)))
+        behind = draw(st.sampled_from((0, 0, 0, 30))) if number > 1 else 0
+        rows = [
+            f"{key}@{max(0, watermark + 10 - back)}=1"
+            for key, back in draw(
+                st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 60)), max_size=6)
+            )
+        ]
+        asked = draw(st.booleans())
+        polls.append(
+            [
+                f"{number} events 0 [{events},{events + len(rows)}) <{watermark}: "
+                + " ".join(rows),
+                f"{number} requests 0 [{requests},{requests + asked}) <{watermark - behind}:"
+                + (f" a@{watermark}" if asked else ""),
+            ]
+        )
+        events, requests = events + len(rows), requests + asked
+    return polls
+
+
+@settings(max_examples=40, deadline=None)
+@given(quiet_polls(), st.sampled_from(Mode), st.randoms(use_true_random=False))
+def test_what_an_operator_has_forgotten_does_not_depend_on_where_it_is_restarted(
+    polls: list[list[str]], mode: Mode, chance: random.Random
+) -> None:
+    """A repeat that comes after its time counts again, or not, whatever the state was made from."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr("os.fsync", lambda _: None)
+        patch.setattr("tidemill.features.kernel.dedupe.FORGET_FROM", 4)
+        whole, broken = make_operator(mode=mode), make_operator(mode=mode)
+        snapshot: bytes | None = None
+        log: list[bytes] = []
+        files = SavepointFiles()
+        for number, lines in enumerate(polls):
+            batches = [parse(line) for line in lines]
+            expected, found = whole.receive(batches), broken.receive(batches)
+            assert list(map(_text, found)) == list(map(_text, expected))
+            assert _remembers(broken) == _remembers(whole)
+            log += [release.entry for release in found if release.entry is not None]
+            files.add(found)
+            if broken.is_whole_due:
+                files.begin_anew()
+            if chance.random() < 0.2 or broken.is_whole_due:
+                snapshot, log = broken.snapshot(), []
+                broken.written_whole()
+            if chance.random() < 0.5:
+                at = Path(folder) / f"{number:05d}"
+                at.mkdir()
+                files.keep(at, broken)
+                if chance.random() < 0.5:  # another run goes on from the savepoint
+                    broken = make_operator(mode=mode)
+                    read_handoff(at, broken)
+                    snapshot, log, files = broken.snapshot(), [], SavepointFiles()
+                    broken.written_whole()
+            broken.drop_forgets(broken.number if files.base_at is None else files.base_at)
+            if chance.random() < 0.4:  # or the engine makes the operator again
+                head, broken = broken.head(), make_operator(mode=mode)
+                chance.shuffle(log)
+                broken.restore(head, snapshot, log)
+                files = SavepointFiles()
+
+
+def _remembers(operator: ShardOperator) -> tuple[list[object], int]:
+    pairs, times = operator.rows_seen.entries()
+    return sorted(zip(pairs.tolist(), times.tolist(), strict=True)), operator.rows_seen.forget_at

@@ -119,6 +119,7 @@ def test_a_stream_goes_on_with_a_request_that_has_grown(
         "source refunds": "kept",
         "source checks": "changed",
         "request checks": "kept",
+        "definitions": "changed",
     }
     assert (
         "'items' becomes float64, from int64; 'coupon' (float64) is new"

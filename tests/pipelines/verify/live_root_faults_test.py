@@ -216,8 +216,8 @@ def test_a_stream_is_not_resumed_with_another_definition_of_the_request(
     said = ended(RESUME, project, monkeypatch)
     assert "request 'checks': the stream was begun with definition" in said
     assert "set it back" in said
-    found = verify(config, QuietProgress(), sample=0)["first_mismatches"]
-    assert ("record", "request") in {(one["what"], one["feature"]) for one in found}
+    # What it has answered is proven by the definition that it was begun with.
+    assert verify(config, QuietProgress(), sample=0)["mismatches"] == 0
     # What only a model is given may change.
     inputs = replace(PROJECT, request=replace(PROJECT.request, inputs={}))
     assert request_hash(inputs.request) == request_hash(PROJECT.request)

@@ -489,6 +489,10 @@ def first_of(value: Any, change: Any) -> Any:
     return {**value, next(iter(value)): change(next(iter(value.values())))}
 
 
+def with_other_name(definitions: dict[str, Any]) -> dict[str, Any]:
+    return {**definitions, "project": "another"}
+
+
 def _records() -> list[Tamper]:
     plus = [lambda number: number + 1]
     changes: dict[tuple[str, str], Any] = {
@@ -504,6 +508,7 @@ def _records() -> list[Tamper]:
         ("stream.json", "views"): lambda of: first_of(of, lambda _: "0" * 16),
         ("stream.json", "shards"): 3,
         ("stream.json", "request"): "0" * 16,
+        ("stream.json", "definitions"): with_other_name,
         ("stream.json", "until_us"): lambda at: at - 3_600_000_000,
         ("handoff.json", "kind"): "stop",
         ("handoff.json", "as_of_us"): plus[0],
@@ -521,6 +526,7 @@ def _records() -> list[Tamper]:
         ("handoff.json", "digests"): lambda of: first_of(of, lambda _: "0" * 64),
         ("build.json", "generation"): "0" * 16,
         ("build.json", "project"): "0" * 16,
+        ("build.json", "definitions"): with_other_name,
         ("build.json", "views"): lambda of: first_of(of, lambda _: "0" * 16),
         ("build.json", "shards"): 3,
         ("build.json", "training_table"): lambda of: first_of(of, lambda _: "0" * 64),
@@ -533,7 +539,8 @@ def _records() -> list[Tamper]:
             "release" if field in ("mode", "poll_rows", "as_of_us", "until_us")
             and name == "stream.json" else "publication" if field == "offline" else "record",
             field if name != "stream.json" or field in
-            ("began", "generation", "positions", "digests", "views", "shards", "clock", "request")
+            ("began", "generation", "positions", "digests", "views", "shards", "clock", "request",
+             "definitions")
             else "",
         )
         for (name, field), value in changes.items()

@@ -36,8 +36,10 @@ from tidemill.features.errors import InputError
 from tidemill.features.rows import rejected
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
+from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.sinks import write_rows
+from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.verify import findings, prove_stream
 from tidemill.pipelines.verify.diagnosis import EARLY
@@ -406,9 +408,33 @@ def test_late_requests_are_proven_as_of_the_frontier_they_met(served: Configurat
     assert len(stamps) == min(late.sum(), 20)
 
 
-def test_what_other_definitions_have_made_is_not_proven_and_said(served: Configuration) -> None:
-    view = replace(BY_ZONE, features={"rides_1d": BY_ZONE.features["rides_1d"]})
-    config = replace(served, project=replace(PROJECT, views=(BY_DRIVER, view)))
+OTHER_ZONE = replace(BY_ZONE, features={"rides_1d": BY_ZONE.features["rides_1d"]})
+
+
+@pytest.mark.parametrize("changes", [{"shards": 3}, {"project": replace(
+    PROJECT, views=(BY_DRIVER, OTHER_ZONE))}], ids=["shards", "view"])  # fmt: skip
+def test_what_other_definitions_have_made_is_proven_by_these(
+    served: Configuration, changes: dict[str, Any]
+) -> None:
+    right = _verify(served)
+    figures = _verify(replace(served, **changes))
+    assert figures["mismatches"] == 0, figures["first_mismatches"]
+    for name in ("values", "training_values", "states", "predictions", "releases"):
+        assert figures[name] == right[name] > 0, name
+    assert figures["earlier"] == []
+
+
+def test_what_definitions_have_made_that_were_not_recorded_is_not_proven_and_said(
+    served: Configuration,
+) -> None:
+    """Releases before did not record them."""
+    run = StreamRun.read(stream_of(served.root))
+    assert run is not None
+    replace(run, definitions=None).write(stream_of(served.root))
+    build = build_of(served.root)
+    replace(BuildManifest.read(build), definitions=None).write(build)
+    assert _verify(served)["mismatches"] == 0
+    config = replace(served, project=replace(PROJECT, views=(BY_DRIVER, OTHER_ZONE)))
     progress, said = QuietProgress(), []
     progress.say = said.append  # type: ignore[method-assign]
     figures = verify(config, progress, sample=5)
