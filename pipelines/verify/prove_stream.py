@@ -318,6 +318,7 @@ def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> Non
     current, log = config.current, stream_log(config.current, config.project)
     partitions = source_partitions(log, config.project)
     _, positions = parts_before(log, config.project, partitions, run.as_of_us)
+    views = {view.name: view.hash for view in config.project.views}
     expected: dict[str, Any] = {
         "generation": current.generation,
         "positions": positions,
@@ -325,7 +326,7 @@ def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> Non
         "clock": config.clock,
     }
     if run.views is not None:
-        expected["views"] = {view.name: view.hash for view in config.project.views}
+        expected["views"] = views
         expected["shards"] = config.shards
     if run.definitions is not None and spec_hash(run.definitions) != config.project.hash:
         expected["definitions"] = config.project.spec()
@@ -334,7 +335,8 @@ def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> Non
     if run.columns is not None and not have_grown(run.columns, config.project):
         expected["columns"] = columns_of(config.project)
     manifest = BuildManifest.read(current.build_folder)
-    if manifest.as_of_us == run.as_of_us and run.upgraded_from is None:
+    is_of_these = (manifest.views, manifest.shards) == (views, config.shards)
+    if manifest.as_of_us == run.as_of_us and run.upgraded_from is None and is_of_these:
         expected["began"] = manifest.handoff
     compare_record("stream.json", vars(run), expected, findings)
     if not run.ended:

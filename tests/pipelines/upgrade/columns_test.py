@@ -6,7 +6,9 @@ Producers of both versions send, in turn. Rows before have no value in the new c
 from __future__ import annotations
 
 import copy
+import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ import pytest
 
 from tests.support.exports import exported, table_rows
 from tests.support.grown_shop import AFTER, BEFORE, GROWN, GrownShop, shop_of
-from tests.support.memory_topics import PAYMENTS
+from tests.support.memory_topics import PAYMENTS, instant
 from tidemill import EventStream
 from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.features.errors import StateMismatch
@@ -27,6 +29,7 @@ from tidemill.pipelines.config.archive_section import Archive
 from tidemill.pipelines.forget.forget import forget
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.ingest.live_rows import find_live_rows
+from tidemill.pipelines.ingest.replay_rejected import replay
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import QuietProgress
@@ -138,6 +141,81 @@ def test_a_stream_goes_on_with_a_source_that_has_grown(
     proven(shop)
     build = shop.current.build_folder.relative_to(shop.config().root)
     assert "CHANGED" not in str(lineage(shop.config().root, str(build)))
+
+
+def test_records_that_one_version_rejected_are_mended_with_the_columns_of_another(
+    shop: GrownShop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a shop is no int64 and is a float64 later; no tip is a text, then nor later."""
+    at_us = shop.until_us + 15 * MINUTE
+    later_us = at_us + 10 * MINUTE
+
+    def row(name: str, time_us: int, **values: Any) -> dict[str, Any]:
+        found = {"payment": name, "at": instant(time_us), "card": "c-1", "amount": 1.0}
+        return {**found, "shop": 1, "online": True, **values}
+
+    def send(*rows: dict[str, Any]) -> None:
+        for one in rows:
+            sent_us = shop.until_us + HOUR
+            shop.topics.topics["payments"][0].append((sent_us, json.dumps(one).encode()))
+
+    send(row("half", at_us, shop=1.5), row("wrong", at_us, amount="?"))
+    shop.stream(monkeypatch, resume=True)
+    shop.project = AFTER
+    upgrade(shop.config(), QuietProgress())
+    send(row("tipped", later_us, tip="much"), row("bare", later_us, amount="?", tip=0.5))
+    shop.stream(monkeypatch, resume=True)
+    replay(shop.config(), QuietProgress(), None)
+    lines = {}
+    (path,) = Path(shop.config().root).rglob("*.jsonl")
+    for text in path.read_text().splitlines():
+        line = json.loads(text)
+        lines[json.loads(line["payload"])["payment"]] = line
+    assert lines.keys() == {"half", "wrong", "tipped", "bare"}
+    mended = {
+        "wrong": row("wrong", at_us, tip=7.0, till="till 9"),  # by the columns of now
+        "tipped": row("tipped", later_us, tip=2.0),
+        "bare": row("bare", later_us),  # as the version before has sent it
+    }
+    for name, of in mended.items():
+        lines[name]["payload"] = json.dumps(of)
+    file = shop.folder / "mended.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
+    counts = replay(shop.config(), QuietProgress(), file)
+    assert counts["payments (topic)"]["stored"] == 4, counts
+    shop.stream(monkeypatch, resume=True, meanwhile=lambda: wait_for_mended(shop))
+    shop.send(later_us + MINUTE, steps=10, every_us=30 * SECOND)
+    shop.stream(monkeypatch, resume=True)
+    proven(shop)
+    log = stream_log(shop.current, shop.project)
+    found = {
+        one["payment"]: one
+        for partition in range(1, log.partitions("payments"))
+        for one in log.read("payments", partition).to_pylist()
+    }
+    assert [found[name]["shop"] for name in ("half", "wrong")] == [1.5, 1.0]
+    assert [found[name]["tip"] for name in lines] == [None, 7.0, 2.0, None]
+    assert found["wrong"]["till"] == "till 9"
+
+    # What is exported once an entity was forgotten has nothing of it, in files of both versions.
+    shop.until_us = shop.read_until()
+    backfill(shop.config(), QuietProgress())
+    figures = forget(shop.config(), "card", "c-1", QuietProgress())
+    assert figures["removed"]["rows of logs"] > 5
+    archive(shop.config(), QuietProgress())
+    exported(shop.config(), tmp_path / "export")
+    rows = table_rows(tmp_path / "export" / "payments").to_pylist()
+    assert {one["card"] for one in rows} >= {"c-2", None}
+    assert "c-1" not in {one["card"] for one in rows}
+    assert {one["tip"] for one in rows} <= {None, 0.5, 2.0, 7.0}
+    proven(shop)
+
+
+def wait_for_mended(shop: GrownShop) -> None:
+    deadline = time.monotonic() + 120
+    while not any(one.mended is not None for one in shop.live.polls.read(after=0)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def kept_states(stream: Path, view: str) -> dict[str, bytes]:

@@ -212,6 +212,14 @@ GROWN = (
     ('"amount": "float64",', '"amount": "float64", "tip": "float64",'),
     ('transport=["sent_at"],', 'transport=["sent_at"], optional=["tip"],'),
 )
+GROWN_CHECKS = (
+    ('"wanted": "float64",', '"wanted": "float64", "coupon": "float64", "shop": "string",'),
+    (
+        'request_time="asked_at",',
+        """request_time="asked_at", optional=["coupon", "shop"],
+    inputs={"discount": col("coupon").fill_null(0.0) * col("wanted")},""",
+    ),
+)
 TIPS = """
 by_tip = FeatureView(
     "by_tip", entity=card, stream=payments, hop="1m",
@@ -226,7 +234,7 @@ by_tip = FeatureView(
 def test_a_stream_takes_over_from_another_in_one_command_on_redis(
     tmp_path: Path, broker: TestBroker
 ) -> None:
-    """The new version declares a column that producers begin to send."""
+    """The new version declares columns that producers begin to send, also of the request."""
     project = LiveProject(tmp_path / "project", broker, savepoint_every="2s", sinks=True)
     first_version = (project.folder / "project.py").read_text()
     with store_of(project, "redis"):
@@ -237,22 +245,34 @@ def test_a_stream_takes_over_from_another_in_one_command_on_redis(
             wait(lambda: has_savepoint(project))
             with reading(project, "by_card") as statuses:
                 edit(
-                    project, *GROWN, ("checks = Request(", f"{TIPS}\nchecks = Request("),
+                    project,
+                    *GROWN,
+                    *GROWN_CHECKS,
+                    ("checks = Request(", f"{TIPS}\nchecks = Request("),
                     ("views=[by_card]", "views=[by_card, by_tip]"),
-                )  # fmt: skip
+                )
                 plan = project.run("upgrade", "--plan")
                 assert fates(plan) == {"by_card": "kept", "by_tip": "added"}
                 assert re.search(r"source payments +changed .*'tip' \(float64\) is new", plan)
+                assert re.search(r"source checks +changed .*'coupon' \(float64\) is new", plan)
+                assert re.search(r"definitions +changed .*discount", plan)
                 with project.streaming("--upgrade") as upgraded:
                     assert process.wait(timeout=120) == 0
                     project.produce(20, 20)
                     project.send_raw("payments", tipped(project))
+                    project.send_raw("checks", with_coupons(project))
                     project.produce(10, 10)
-                    wait(lambda: answers(project) == {f"checks-{n}" for n in range(50)})
+                    asked = {f"checks-{n}" for n in range(50)} | {f"coupon-{n}" for n in range(5)}
+                    wait(lambda: answers(project) == asked)
                     project.drain(upgraded)
             assert set(statuses) <= {ReadStatus.PRESENT, ReadStatus.NOT_FOUND}
         assert project.verify()
-        assert any(row["by_tip__tipped_1h"] for row in project.predictions())
+        rows = project.predictions()
+        assert any(row["by_tip__tipped_1h"] for row in rows)
+        discounts = {row["request_id"]: row["discount"] for row in rows}
+        assert {id for id, discount in discounts.items() if discount} == {
+            f"coupon-{n}" for n in range(5)
+        }
         # The version before is refused by name, although it has lost no view that it knows.
         (project.folder / "project.py").write_text(first_version)
         with project.streaming("--upgrade") as process:
@@ -262,6 +282,14 @@ def test_a_stream_takes_over_from_another_in_one_command_on_redis(
 
 def tipped(project: LiveProject) -> list[bytes]:
     rows = [project.row_of_now("payments", f"tipped-{n}") | {"tip": 2.5} for n in range(40)]
+    return [json.dumps(row).encode() for row in rows]
+
+
+def with_coupons(project: LiveProject) -> list[bytes]:
+    rows = [
+        project.row_of_now("checks", f"coupon-{n}") | {"wanted": 3.0, "coupon": 0.5, "shop": "s"}
+        for n in range(5)
+    ]
     return [json.dumps(row).encode() for row in rows]
 
 
