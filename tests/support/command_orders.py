@@ -7,6 +7,7 @@ are refused where. A command that is not refused must succeed, whatever came bef
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -14,8 +15,9 @@ from typing import Any, Final
 import pytest
 
 from tests.support.grown_shop import BEFORE, GROWN, GrownShop, by_shop, shop_of
+from tests.support.memory_topics import NAMES
 from tidemill import Project
-from tidemill.features.contract import MINUTE, SECOND
+from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.features.errors import StateMismatch
 from tidemill.pipelines.commands import apply_plan
 from tidemill.pipelines.forget.forget import forget
@@ -23,6 +25,7 @@ from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.recovery.reader_clock import reader_clock
 from tidemill.pipelines.recovery.republish import republish
 from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.upgrade.upgrade import upgrade
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.registry.registration import plan_project
@@ -202,6 +205,61 @@ class OrdersShop(GrownShop):
             config.project, config.places, preview,
             promote=False, unfilled_too=False, clock=reader_clock(config),
         )  # fmt: skip
+
+
+@dataclass
+class ReplayedOrdersShop(OrdersShop):
+    """A shop whose stream replays files; all that it will ever read is in them.
+
+    Attributes:
+        begins_us: Where the evaluation ends at first.
+    """
+
+    begins_us: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.begins_us = self.until_us
+        for at_us in range(self.until_us, self.until_us + 5 * HOUR, 40 * SECOND):
+            for name, row in self._some(at_us):
+                self.rows[name][0].append(row)
+        for name in NAMES:
+            self.write_file(self.folder / f"{name}.csv", name, self.rows[name][0])
+
+    def config(self, **changes: Any) -> Any:
+        """Return the configuration of the version, without topics."""
+        found = super().config(**changes)
+        sources = {name: replace(one, kafka=None) for name, one in found.sources.items()}
+        splits = replace(found.splits, stream_until_us=self.begins_us + 5 * HOUR)
+        return replace(found, sources=sources, splits=splits)
+
+    def stream(self, monkeypatch: pytest.MonkeyPatch, *_: Any, **options: Any) -> dict[str, Any]:
+        """Replay the files up to the instant that has come."""
+        until_us = max(self.at_us, self.until_us)
+        return stream(self.config(), QuietProgress(), until_us=until_us, **options)
+
+    def read_until(self) -> int:
+        """Return up to which instant the stream has read."""
+        return self.at_us if self.streamed is not None else 0
+
+    def _send(self) -> None:
+        self.at_us += 2 * MINUTE
+
+
+def walk_of_triples(names: Sequence[str], triples: int, chance: random.Random) -> list[str]:
+    """Return a random walk in which so many different names follow each two before them.
+
+    Args:
+        names: The names.
+        triples: How many triples of names it has; all there are at most.
+        chance: Draws them.
+    """
+    walk, seen = [chance.choice(names), chance.choice(names)], set[tuple[str, ...]]()
+    while len(seen) < min(triples, len(names) ** 3):
+        fresh = [name for name in names if (*walk[-2:], name) not in seen]
+        walk.append(chance.choice(fresh or list(names)))
+        seen.add(tuple(walk[-3:]))
+    return walk
 
 
 def covering_walk(names: Sequence[str]) -> list[str]:

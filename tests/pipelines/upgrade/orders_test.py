@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,13 @@ from typing import Final
 
 import pytest
 
-from tests.support.command_orders import COMMANDS, OrdersShop, covering_walk
+from tests.support.command_orders import (
+    COMMANDS,
+    OrdersShop,
+    ReplayedOrdersShop,
+    covering_walk,
+    walk_of_triples,
+)
 from tests.support.redis_server import running
 from tidemill.features.contract import HOUR
 from tidemill.features.errors import LostPublications
@@ -136,3 +143,21 @@ def test_a_walk_has_every_pair_once() -> None:
     walk = covering_walk(COMMANDS)
     pairs = list(itertools.pairwise(walk))
     assert len(pairs) == len({*pairs}) == len(COMMANDS) ** 2
+
+
+def test_a_random_walk_has_as_many_triples_as_asked_for() -> None:
+    for count in (1, 50, 1_000):
+        walk = walk_of_triples("abc", count, random.Random(count))
+        assert len({*zip(walk, walk[1:], walk[2:], strict=False)}) == min(count, 27)
+    walks = [walk_of_triples(COMMANDS, 40, random.Random(seed)) for seed in (1, 1, 2)]
+    assert walks[0] == walks[1] != walks[2]
+
+
+def test_commands_follow_each_other_where_files_are_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = ReplayedOrdersShop.of_now(tmp_path / "shop", monkeypatch, ago_us=6 * HOUR)
+    shop.begin(monkeypatch)
+    for command in ("upgrade", "later", "resume", "forget"):
+        shop.run(command)
+    shop.end()
