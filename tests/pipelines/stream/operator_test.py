@@ -737,7 +737,7 @@ def test_an_operator_that_is_restarted_anywhere_equals_one_that_is_not(
 def quiet_polls(draw: st.DrawFn) -> list[list[str]]:
     """Polls whose watermarks rise without rows, and repeats that the source still accepts."""
     polls, watermark, events, requests = [], 0, 0, 0
-    for number in range(1, draw(st.integers(5, 25)) + 1):
+    for number in range(1, draw(st.integers(4, 12)) + 1):
         watermark += draw(st.sampled_from((0, 1, 5, 40)))
         behind = draw(st.sampled_from((0, 0, 0, 30))) if number > 1 else 0
         rows = [
@@ -759,7 +759,7 @@ def quiet_polls(draw: st.DrawFn) -> list[list[str]]:
     return polls
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(quiet_polls(), st.sampled_from(Mode), st.randoms(use_true_random=False))
 def test_what_an_operator_has_forgotten_does_not_depend_on_where_it_is_restarted(
     polls: list[list[str]], mode: Mode, chance: random.Random
