@@ -51,7 +51,7 @@ class Watch:
 class Sends(SendPolls):
     """A source of `Ready` polls that stays."""
 
-    moment_s = 0.01
+    moment_s = 1.0
 
     def __init__(self, polls: Ready) -> None:
         self._given = polls
