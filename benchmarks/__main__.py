@@ -27,6 +27,7 @@ NAMES: Final = (
     "live",
     "live_flights",
     "live_flink",
+    "exchange",
     "scaling",
     "online_writes",
     "online_reads",

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import apache_beam as beam
 
@@ -94,9 +94,26 @@ _AHEAD_US: Final = 60 * SECOND
 _TRAVELS: Final = 60
 """By so many times of travel may partitions be apart whose producers replay the past."""
 _HOLD_S: Final = 0.1
-_MOST_UNREAD: Final = 1
-"""The most polls that are written down and that no operator has taken. A stream that does not keep
-up then gets larger polls, which cost less a row, and not more of them to wait for."""
+
+
+class Ahead(NamedTuple):
+    """How far the reader goes ahead of the operators.
+
+    A stream that does not keep up then gets larger polls, which cost less a row, and not more of
+    them to wait for.
+
+    Attributes:
+        polls: The most polls that are written down and that no operator has taken.
+        apart_s: So long after a poll that no operator has taken the next one is written down.
+    """
+
+    polls: int
+    apart_s: float
+
+
+HERE: Final = Ahead(1, 0.0)
+ELSEWHERE: Final = Ahead(2, 0.05)
+"""Through an exchange: rows do not wait while a poll, and the word that it was taken, travel."""
 
 
 class Marks(Protocol):
@@ -162,7 +179,7 @@ class LiveInput:
         self._has_stopped = threading.Event()
         self._figures, self._taken = LiveFigures(), PollsTaken(figures_place())
         self._committed: CommittedOffsets | None = None
-        self._refused: dict[int, frozenset[str]] = {}
+        self._ahead, self._refused = HERE, dict[int, frozenset[str]]()
         self._build = current.build_folder
         self._log = stream_log(current, project)
         self._stop = current.stream_folder / STOP
@@ -307,6 +324,7 @@ class LiveInput:
         """
         source: Follow | ReceivePolls = self._follow(attempt, by_impulses=by_impulses)
         if exchange is not None:
+            self._ahead = ELSEWHERE
             exchange.send(LoggedPolls(source.options), source.options.start)
             source = ReceivePolls(exchange.place, source.options.start, by_impulses)
         out = pipeline | "Live" >> source
@@ -510,7 +528,7 @@ class LiveInput:
         return self.config if self.settings is None else self.settings.config
 
     def _read(self, reader: LiveReader, marks: Marks, ended: threading.Event) -> None:
-        marked_s = time.monotonic()
+        marked_s = read_s = time.monotonic()
         if reader.number > self.live.sealed().number and not reader.goes_on_from_mark:
             # A run before was killed, and this one may live no longer: what it repeats is kept.
             marked_s = -math.inf
@@ -522,7 +540,9 @@ class LiveInput:
             if not is_ready and self._taken() > begin:
                 is_ready = True
                 stream_is_ready()
-            if number - max(self._taken(), begin) >= _MOST_UNREAD:
+            ahead, unread = self._ahead, number - max(self._taken(), begin)
+            is_soon = time.monotonic() < read_s + ahead.apart_s
+            if unread >= ahead.polls or (unread and is_soon):
                 ended.wait(0.002)
                 continue
             every_s = self._now().stream.savepoint_every_us / SECOND
@@ -537,6 +557,8 @@ class LiveInput:
                 if self.stop.is_set():
                     break  # these messages are read again when the stream is resumed
                 raise
+            if poll is not None:
+                read_s = time.monotonic()
             report.stepped(poll, number - max(self._taken(), begin))
         report.report()
         if self.stop.is_set():

@@ -100,8 +100,10 @@ def wire(
         by_impulses: Whether the source is called by impulses (`pipelines.io.poll_source`).
     """
 
-    def written(name: str, last: Any) -> Any:
-        return step(name, last if exchange is None else exchange.step(name, last))
+    def written(name: str, last: Any, *, is_awaited: bool = True) -> Any:
+        if exchange is not None:
+            last = exchange.step(name, last, is_awaited=is_awaited)
+        return step(name, last)
 
     if exchange is not None:
         attempt = None  # the program writes itself
@@ -125,8 +127,9 @@ def wire(
         changes=featurize.changes,
         segment=segment,
     )
-    _ = out[PUBLICATIONS] | written("LogPublications", log)
-    _ = out[RELEASES] | written("Releases", WriteReleases(root / paths.RELEASES, segment))
+    _ = out[PUBLICATIONS] | written("LogPublications", log, is_awaited=False)
+    releases = WriteReleases(root / paths.RELEASES, segment)
+    _ = out[RELEASES] | written("Releases", releases, is_awaited=False)
     unanswered = out[UNANSWERED] | step("Reject", _Reject(project.request.name))
     # Not flattened: FnApiRunner would hold the records back until the source ends.
     found = (valid[INVALID], unanswered, *refused)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ from apache_beam.runners.runner import PipelineResult
 
 from tidemill.pipelines.io.exchange.worker_end import ExchangePlace
 from tidemill.pipelines.telemetry.figures import Figures
-from tidemill.pipelines.telemetry.figures_files import FiguresFiles
+from tidemill.pipelines.telemetry.figures_files import EVERY_S, FiguresFiles
 from tidemill.pipelines.telemetry.metrics import POLLS_TAKEN, Metric
 from tidemill.pipelines.telemetry.taken_files import taken_written
 
@@ -61,7 +62,8 @@ class FiguresPlace:
                 if self.folder is not None and self.exchange is not None:
                     end = self.exchange.here()
                     end.report(lambda: int(figures.highest(POLLS_TAKEN) or 0))
-                    _writing.enter_context(FiguresFiles(self.folder).written(figures, end.write))
+                    write = partial(end.write, within_s=EVERY_S)
+                    _writing.enter_context(FiguresFiles(self.folder).written(figures, write))
                 # Without either Beam's metrics remain.
                 elif self.folder is not None and self.folder.is_dir():
                     _writing.enter_context(FiguresFiles(self.folder).written(figures))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import secrets
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +21,18 @@ from tidemill.pipelines.servers.processes import await_answer
 
 BINARY: Final = ROOT / ".tidemill" / "bin" / "versitygw"
 BUCKET: Final = "exchange"
+KINDS: Final = {
+    "List": "LIST",
+    "Head": "HEAD",
+    "Get": "GET",
+    "Put": "PUT",
+    "CreateMultipart": "PUT",
+    "UploadPart": "PUT",
+    "CompleteMultipart": "PUT",
+    "Delete": "DELETE",
+}
+"""What requests are counted as, by how the server's names of them begin."""
+_REQUEST: Final = re.compile(rf" s3_({'|'.join(KINDS)})\w* ")
 _STARTS_S: Final = 30.0
 
 
@@ -33,16 +47,17 @@ class S3Server:
 
     def __init__(self, folder: Path, port: int, reached: int | None = None) -> None:
         self.folder, self.port = folder, port
-        self._reached = reached or port
+        self.reached = reached or port
         self._keys = secrets.token_hex(8), secrets.token_hex(16)
         self._process: subprocess.Popen[bytes] | None = None
         (folder / "objects" / BUCKET).mkdir(parents=True)
         (folder / "metadata").mkdir()
+        self._access_log = folder / "access.log"
 
     @property
     def url(self) -> str:
         """The URL of its bucket, as a configuration names it."""
-        options = f"endpoint_override={HOST}:{self._reached}&scheme=http&region=us-east-1"
+        options = f"endpoint_override={HOST}:{self.reached}&scheme=http&region=us-east-1"
         return f"s3://{BUCKET}/tidemill?{options}"
 
     @property
@@ -55,6 +70,11 @@ class S3Server:
         """Return the files behind the objects."""
         return [path for path in (self.folder / "objects" / BUCKET).rglob("*") if path.is_file()]
 
+    def requests(self) -> Counter[str]:
+        """Count the requests that it has answered, by kind."""
+        found = map(_REQUEST.search, self._access_log.read_text(errors="replace").splitlines())
+        return Counter(KINDS[one[1]] for one in found if one is not None)
+
     def start(self) -> None:
         """Start it, and wait until it answers."""
         assert BINARY.exists(), f"{BINARY} is missing: run `make s3`"
@@ -64,6 +84,8 @@ class S3Server:
             "--port",
             f"{HOST}:{self.port}",
             "--quiet",
+            "--access-log",
+            str(self._access_log),
             "posix",
             "--sidecar",
             str(self.folder / "metadata"),

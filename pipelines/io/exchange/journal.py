@@ -1,8 +1,9 @@
 """Journals: what one process tells another, in order, as numbered objects in a folder.
 
 A journal has one writer. What is told while an object is being written goes into the next one
-together, so the storage's latency bounds how soon something arrives, and not how much. A writer
-that has nothing to tell says so every few seconds: whoever reads it knows that it lives.
+together, so the storage's latency bounds how soon something arrives, and not how much. What nobody
+waits for is kept for a moment, for each object is paid. A writer that has nothing to tell says so
+every few seconds: whoever reads it knows that it lives.
 
 The promise: what was told arrives whole, once and in order, or the writer ends with an error.
 """
@@ -10,6 +11,7 @@ The promise: what was told arrives whole, once and in order, or the writer ends 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -18,14 +20,7 @@ from typing import Final, TypeVar
 
 from tidemill.features.errors import ExchangeError, ExchangeUnreachable
 from tidemill.pipelines.io.exchange.objects import Objects
-from tidemill.pipelines.io.exchange.sealed import (
-    Entry,
-    read_sealed,
-    removed,
-    sealed,
-    size_of_entry,
-)
-from tidemill.pipelines.io.framing import Document
+from tidemill.pipelines.io.exchange.sealed import Entry, sealed, size_of_entry
 
 BEAT_S: Final = 2.0
 """A writer tells something at least so often."""
@@ -71,13 +66,18 @@ class JournalWriter:
         self._objects, self._folder, self._beat = objects, folder, beat
         self._queue: deque[Entry] = deque()
         self._bytes, self._is_writing, self._ended = 0, False, False
+        self._due_s = math.inf
         self._changed = threading.Condition()
         self._failed: ExchangeError | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"tell-{folder}")
         self._thread.start()
 
-    def tell(self, *entries: Entry) -> None:
+    def tell(self, *entries: Entry, within_s: float = 0.0) -> None:
         """Tell things (`sealed.told`), soon; wait while too much is on its way.
+
+        Args:
+            entries: The things.
+            within_s: So long they may be kept, to go together with what comes meanwhile.
 
         Raises:
             ExchangeError: What was told before could not be written.
@@ -87,11 +87,15 @@ class JournalWriter:
             self._check()
             self._queue.extend(entries)
             self._bytes += sum(map(size_of_entry, entries))
+            self._due_s = min(self._due_s, time.monotonic() + within_s)
             self._changed.notify_all()
 
     def flush(self) -> None:
         """Wait until all that was told is written; errors as for `tell`."""
         with self._changed:
+            if self._queue:
+                self._due_s = 0.0
+                self._changed.notify_all()
             self._changed.wait_for(lambda: self._failed or not (self._queue or self._is_writing))
             self._check()
 
@@ -115,7 +119,7 @@ class JournalWriter:
         number = 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._ended or self._queue, BEAT_S)
+                self._await_due()
                 if self._ended:
                     return
                 entries = list(self._taken())
@@ -132,6 +136,15 @@ class JournalWriter:
                 if self._failed is not None:
                     return
 
+    def _await_due(self) -> None:
+        """Wait until something is to be written, if only that the writer lives."""
+        beat_s = time.monotonic() + BEAT_S
+        while not self._ended:
+            left_s = min(self._due_s if self._queue else beat_s, beat_s) - time.monotonic()
+            if left_s <= 0 or self._bytes >= _OBJECT_BYTES:
+                return
+            self._changed.wait(left_s)
+
     def _taken(self) -> Iterator[Entry]:
         size = 0
         while self._queue and size < _OBJECT_BYTES:
@@ -139,6 +152,8 @@ class JournalWriter:
             size += size_of_entry(entry)
             yield entry
         self._bytes -= size
+        if not self._queue:
+            self._due_s = math.inf
 
     def _write(self, name: str, entries: list[Entry]) -> None:
         pieces = list(sealed(self._objects.place(name), entries))
@@ -182,41 +197,3 @@ def _patience_with(error: ExchangeError, *, at_first: bool) -> float:
     if isinstance(error, ExchangeUnreachable):
         return FIRST_S if at_first else PATIENCE_S
     return 0.0 if at_first else REFUSED_S
-
-
-class JournalReader:
-    """Reads what a process tells.
-
-    Args:
-        objects: The storage.
-        folder: The folder.
-    """
-
-    def __init__(self, objects: Objects, folder: str) -> None:
-        self._objects, self._folder = objects, folder
-        self.number = 0
-
-    def read(self) -> list[Document] | None:
-        """Return what the next object tells; None if it is not there yet.
-
-        Raises:
-            DamagedState: It is not what was written there.
-            ExchangeError: The storage is away, or refuses.
-        """
-        name = f"{self._folder}/{name_of(self.number)}"
-        data = self._objects.get(name)
-        if data is None:
-            return None
-        self.number += 1
-        return list(read_sealed(data, self._objects.place(name)))
-
-    def check_not_removed(self) -> None:
-        """Check that the next object has not been written yet, where nothing came for long.
-
-        Raises:
-            DamagedState: It was, for the one behind it is there.
-            ExchangeError: The storage is away, or refuses.
-        """
-        name, behind = (f"{self._folder}/{name_of(self.number + more)}" for more in (0, 1))
-        if self._objects.get(behind) is not None and self._objects.get(name) is None:
-            raise removed(self._objects.place(name))

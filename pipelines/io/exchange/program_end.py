@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -26,19 +26,13 @@ import pyarrow as pa
 from tidemill.features.errors import DamagedState, EngineLost, ExchangeError, ExchangeUnreachable
 from tidemill.pipelines.io.batch_bytes import batch_bytes
 from tidemill.pipelines.io.cuts import Cut
-from tidemill.pipelines.io.exchange.journal import (
-    BLOCK,
-    SILENT_S,
-    JournalWriter,
-    block_of,
-    name_of,
-    patiently,
-)
+from tidemill.pipelines.io.exchange.hearing import Hearing
+from tidemill.pipelines.io.exchange.journal import BLOCK, JournalWriter, block_of, patiently
 from tidemill.pipelines.io.exchange.left import below, remove_silent
 from tidemill.pipelines.io.exchange.names import DOWN, FILES, TRIED, UP, Told, list_of
 from tidemill.pipelines.io.exchange.objects import Objects
 from tidemill.pipelines.io.exchange.program_code import ProgramCode
-from tidemill.pipelines.io.exchange.sealed import SOMEBODY, read_sealed, removed, sealed, told
+from tidemill.pipelines.io.exchange.sealed import SOMEBODY, sealed, told
 from tidemill.pipelines.io.exchange.steps import HandedStep, HandOver, coder_of
 from tidemill.pipelines.io.exchange.worker_end import ExchangePlace
 from tidemill.pipelines.io.framing import Bytes, Document
@@ -46,8 +40,6 @@ from tidemill.pipelines.io.poll_source import PollSource
 from tidemill.serving.files.atomic_write import link_again, write_bytes
 
 _WAIT_S: Final = 0.002
-_LOOK_S: Final = 0.005
-_LOOKS_S: Final = 0.1
 _LAST_WORD_S: Final = 15.0
 _TOGETHER: Final = 8
 """So many requests are under way to the storage at once."""
@@ -55,19 +47,6 @@ _TOGETHER: Final = 8
 JoinPieces: TypeAlias = Callable[[Sequence[Path], Path, Bytes], None]
 
 _log: Final = logging.getLogger(__name__)
-
-
-@dataclass
-class _Worker:
-    """What is known of a worker.
-
-    Attributes:
-        heard_s: When it was last seen that it has told something.
-        read: How many objects of its journal were read.
-    """
-
-    heard_s: float
-    read: int = 0
 
 
 class ProgramEnd:
@@ -92,11 +71,11 @@ class ProgramEnd:
         self._join_pieces = join_pieces
         self._pool = ThreadPoolExecutor(_TOGETHER, "exchange")
         self._steps: dict[str, HandedStep] = {}
-        self._workers: dict[str, _Worker] = {}
         self._source: str | None = None
         self._problem = ""
-        self._removed, self._looked_s, self._began_s = 0, 0.0, 0.0
+        self._removed = 0
         self._ended = threading.Event()
+        self._hearing = Hearing(self._objects, self._pool, self._ended.is_set)
         self._failed: BaseException | None = None
         self._threads: list[threading.Thread] = []
         self._journal = JournalWriter(self._objects, DOWN, lambda: told(Told.BEAT, {}))
@@ -108,7 +87,7 @@ class ProgramEnd:
     @property
     def has_heard(self) -> bool:
         """Whether any worker has told anything."""
-        return bool(self._workers)
+        return self._hearing.has_heard
 
     @property
     def shown(self) -> str:
@@ -162,16 +141,17 @@ class ProgramEnd:
 
         self._start(run, "send-polls")
 
-    def step(self, name: str, step: beam.DoFn) -> HandOver:
+    def step(self, name: str, step: beam.DoFn, *, is_awaited: bool = True) -> HandOver:
         """Let a step at the pipeline's end run here; return what hands its elements over.
 
         Args:
             name: Its name.
             step: The step; it has no output.
+            is_awaited: Whether somebody waits for what it does.
         """
         self._steps[name] = HandedStep(step)
         hints = step.get_type_hints()
-        found = HandOver(self.place, name, coder_of(step))
+        found = HandOver(self.place, name, coder_of(step), is_awaited=is_awaited)
         found.with_input_types(hints.input_types[0][0]).with_output_types(str)
         return found
 
@@ -179,11 +159,13 @@ class ProgramEnd:
         """Take what workers tell from now on; all steps are known."""
 
         def run() -> None:
-            wait_s = _LOOK_S
             while not self._ended.is_set():
-                has_come = self._take_once()
-                wait_s = _LOOK_S if has_come else min(2 * wait_s, _LOOKS_S)
-                self._ended.wait(wait_s)
+                for name, object_ in self._hearing.hear():
+                    for one in object_.entries:
+                        self._take(name, one)
+                    if (object_.number + 1) % BLOCK == 0:
+                        self._remove_later(f"{UP}/{name}/{block_of(object_.number)}")
+                self._ended.wait(max(self._hearing.due_s - time.monotonic(), 0.0))
 
         self._start(run, "take-told")
 
@@ -218,10 +200,7 @@ class ProgramEnd:
         if self._failed is not None:
             raise self._failed
         self._journal.check()
-        for name, worker in list(self._workers.items()):
-            # Not by the clock: while a topic takes nothing, nothing is taken of workers either.
-            if self._looked_s - worker.heard_s > SILENT_S:
-                raise EngineLost(f"the worker {name} has told nothing for {SILENT_S:.0f} s")
+        self._hearing.check()
 
     def problem(self) -> str:
         """Return what a worker has told is wrong with it; empty if none has."""
@@ -229,62 +208,21 @@ class ProgramEnd:
 
     def last_problem(self) -> str:
         """Return the same, once all is taken that was told before now; it takes a moment."""
-        now_s = time.monotonic()
-        while not (self._problem or self._began_s > now_s or self._failed or self._ended.is_set()):
-            if time.monotonic() > now_s + _LAST_WORD_S:
+        asked_s = self._hearing.hear_all()
+        while not (self._problem or self._failed or self._ended.wait(_WAIT_S)):
+            is_late = time.monotonic() > asked_s + _LAST_WORD_S
+            if is_late or self._hearing.has_heard_all(asked_s):
                 break
-            time.sleep(_LOOK_S)
         return self._problem
 
-    def _take_once(self) -> bool:
-        """Take what has come; tell whether anything has."""
-        began_s = time.monotonic()
-        names = patiently(lambda: self._objects.names(UP), self._ended.is_set)
-        looked_s = time.monotonic()
-        for worker in self._workers.values():
-            worker.heard_s += looked_s - began_s  # nobody can tell anything while storage is away
-        by_worker: dict[str, set[str]] = {}
-        for name in names:
-            _, of_worker, number = name.split("/", 2)
-            by_worker.setdefault(of_worker, set()).add(number)
-        taken: list[tuple[str, _Worker, str]] = []
-        for name, numbers in by_worker.items():
-            of = self._workers.setdefault(name, _Worker(looked_s))
-            next_ = of.read
-            while name_of(next_) in numbers:
-                taken.append((name, of, f"{UP}/{name}/{name_of(next_)}"))
-                next_ += 1
-            if numbers and max(numbers) > name_of(next_):
-                self._check_not_removed(f"{UP}/{name}/{name_of(next_)}")
-        reading = self._pool.map(self._read, [path for *_, path in taken])
-        for (name, of, path), data in zip(taken, reading, strict=True):
-            if data is None:  # it was listed
-                raise removed(self._objects.place(path))
-            for one in read_sealed(data, self._objects.place(path)):
-                self._take(name, one)
-            of.read += 1
-            of.heard_s = looked_s
-            if of.read % BLOCK == 0:
-                self._pool.submit(self._remove, f"{UP}/{name}/{block_of(of.read - 1)}")
-        self._looked_s, self._began_s = looked_s, began_s
-        return bool(taken)
+    def _remove_later(self, block: str) -> None:
+        def remove() -> None:
+            try:
+                self._objects.remove_folder(block)
+            except ExchangeError as error:  # it goes with the job's folder
+                _log.info("%s stays: %s", block, error)
 
-    def _check_not_removed(self, path: str) -> None:
-        """Check that an object is there whose writer has written another one after it.
-
-        A list may have been made while both were written, and have the later one only.
-        """
-        if self._read(path) is None:
-            raise removed(self._objects.place(path))
-
-    def _read(self, path: str) -> pa.Buffer | None:
-        return patiently(lambda: self._objects.get(path), self._ended.is_set)
-
-    def _remove(self, block: str) -> None:
-        try:
-            self._objects.remove_folder(block)
-        except ExchangeError as error:  # it goes with the job's folder
-            _log.info("%s stays: %s", block, error)
+        self._pool.submit(remove)
 
     def _take(self, name: str, one: Document) -> None:
         fields = one.fields
@@ -325,7 +263,7 @@ class ProgramEnd:
     def _remove_sent(self, read: int) -> None:
         """Remove the blocks of our own journal that were read."""
         while self._removed + BLOCK <= read:
-            self._pool.submit(self._remove, f"{DOWN}/{block_of(self._removed)}")
+            self._remove_later(f"{DOWN}/{block_of(self._removed)}")
             self._removed += BLOCK
 
     def close(self) -> None:

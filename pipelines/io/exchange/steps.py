@@ -28,10 +28,13 @@ class HandOver(beam.DoFn):
         place: Where the job and its program meet.
         name: The step's name.
         coder: The coder of its elements.
+        is_awaited: Whether somebody waits for what the step does.
     """
 
-    def __init__(self, place: ExchangePlace, name: str, coder: Coder) -> None:
-        self._place, self._name, self._coder = place, name, coder
+    def __init__(
+        self, place: ExchangePlace, name: str, coder: Coder, *, is_awaited: bool = True
+    ) -> None:
+        self._place, self._name, self._coder, self._is_awaited = place, name, coder, is_awaited
 
     def setup(self) -> None:
         """Find this process's end."""
@@ -49,7 +52,7 @@ class HandOver(beam.DoFn):
         """Hand the bundle over."""
         bundle, self._bundle = self._bundle, []
         if bundle:
-            self._end.hand_over(self._name, bundle)
+            self._end.hand_over(self._name, bundle, is_awaited=self._is_awaited)
 
 
 class HandedStep:

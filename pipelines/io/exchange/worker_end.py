@@ -14,9 +14,7 @@ import shutil
 import socket
 import tempfile
 import threading
-import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,28 +23,18 @@ from typing import Final
 
 import pyarrow as pa
 
-from tidemill.features.errors import EngineLost, ExchangeError, NoSuchBucket, TidemillError
-from tidemill.pipelines.io.batch_bytes import batch_of
-from tidemill.pipelines.io.cuts import Cut
-from tidemill.pipelines.io.exchange.journal import (
-    BEAT_S,
-    SILENT_S,
-    JournalReader,
-    JournalWriter,
-    patiently,
-)
-from tidemill.pipelines.io.exchange.names import DOWN, FILES, TRIED, UP, Told, list_of
+from tidemill.features.errors import ExchangeError, NoSuchBucket, TidemillError
+from tidemill.pipelines.io.exchange.journal import JournalWriter, patiently
+from tidemill.pipelines.io.exchange.names import FILES, TRIED, UP, Told, list_of
 from tidemill.pipelines.io.exchange.objects import Objects
 from tidemill.pipelines.io.exchange.program_code import ProgramCode
 from tidemill.pipelines.io.exchange.sealed import Entry, read_sealed, removed, told
+from tidemill.pipelines.io.exchange.sent_polls import SentPolls
 from tidemill.pipelines.io.exchange.told_failures import tell_failures
 from tidemill.pipelines.io.framing import Bytes, Document
-from tidemill.pipelines.io.poll import Poll
 
-_LOOK_S: Final = 0.002
-_LOOKS_S: Final = 0.05
-_DOUBT_S: Final = 3 * BEAT_S
-"""After so long without a word of the program it is looked whether somebody has removed one."""
+_KEPT_S: Final = 0.05
+"""So long is kept what nobody waits for: the next thing that somebody waits for takes it along."""
 
 _lock: Final = threading.Lock()
 _here: Final[dict[ExchangePlace, WorkerEnd]] = {}
@@ -173,6 +161,8 @@ class WorkerEnd:
 
     def close(self) -> None:
         """Tell nothing more, and remove the copies of folders."""
+        if self._polls is not None:
+            self._polls.close()
         self._journal.close()
         for folder in self._folders.values():
             shutil.rmtree(folder.parent, ignore_errors=True)
@@ -181,21 +171,34 @@ class WorkerEnd:
         """Let it be told again and again which poll an operator here has taken last."""
         self._taken = taken
 
-    def hand_over(self, step: str, elements: Sequence[Bytes]) -> None:
+    def hand_over(self, step: str, elements: Sequence[Bytes], *, is_awaited: bool = True) -> None:
         """Hand over the elements of a bundle to a step that runs in the program.
 
         Args:
             step: The step's name.
             elements: Encoded elements.
+            is_awaited: Whether somebody waits for what the step does; else they are kept for a
+                moment, and take no object for themselves.
 
         Raises:
             ExchangeError: What was told before could not be written.
         """
-        self._journal.tell(told(Told.ELEMENTS, {"step": step}, elements))
+        entry = told(Told.ELEMENTS, {"step": step}, elements)
+        self._journal.tell(entry, within_s=0.0 if is_awaited else _KEPT_S)
 
-    def write(self, path: Path, data: Bytes) -> None:
-        """Let the program write a file; errors as for `hand_over`."""
-        self._journal.tell(told(Told.FILE, {"path": self._place.name(path)}, [data]))
+    def write(self, path: Path, data: Bytes, *, within_s: float = _KEPT_S) -> None:
+        """Let the program write a file.
+
+        Args:
+            path: The file.
+            data: What it holds.
+            within_s: So long it may be kept before it is handed over.
+
+        Raises:
+            ExchangeError: As for `hand_over`.
+        """
+        entry = told(Told.FILE, {"path": self._place.name(path)}, [data])
+        self._journal.tell(entry, within_s=within_s)
 
     def link(self, path: Path, other: Path) -> None:
         """Let the program give a file that was written another name; errors as for `hand_over`."""
@@ -274,82 +277,5 @@ class WorkerEnd:
         """
         if self._polls is None:
             self._journal.tell(told(Told.SOURCE, {}))
-            self._polls = SentPolls(JournalReader(self._objects, DOWN))
+            self._polls = SentPolls(self._objects)
         return self._polls
-
-
-class SentPolls:
-    """Polls that the program sends (`program_end.ProgramEnd.send`).
-
-    Args:
-        journal: What the program tells.
-    """
-
-    def __init__(self, journal: JournalReader) -> None:
-        self._journal = journal
-        self._polls: deque[tuple[Poll, list[pa.RecordBatch]]] = deque()
-        self._end: Poll | None = None
-        self._heard_s = self._looks_s = self._sure_s = time.monotonic()
-        self._wait_s = _LOOK_S
-
-    @property
-    def objects_read(self) -> int:
-        """How many objects of the program's journal were read: they may be removed."""
-        return self._journal.number
-
-    def check(self) -> None:
-        """Check that the program goes on.
-
-        Raises:
-            EngineLost: It has told nothing for too long.
-        """
-        self._look()
-        if time.monotonic() - self._heard_s > SILENT_S:
-            raise EngineLost(
-                f"the program that submitted the job has told nothing for {SILENT_S:.0f} s"
-            )
-
-    def next(self, at: Cut) -> tuple[Poll, list[pa.RecordBatch]] | None:
-        """Return the poll after another and its rejected records, if it has come.
-
-        Raises:
-            EngineLost: The source begins again before that.
-        """
-        if not self._polls:
-            self._look()
-        if not self._polls:
-            return None
-        poll, refused = self._polls.popleft()
-        if poll.number != at.number + 1:
-            raise EngineLost(
-                f"the engine has restarted the source after poll {at.number}, and the program has "
-                f"sent polls up to {poll.number}"
-            )
-        return poll, refused
-
-    def last(self, at: Cut) -> Poll | None:
-        """Return the last poll, if the program has sent it and all before it are taken."""
-        return None if self._polls else self._end
-
-    def _look(self) -> None:
-        began_s = time.monotonic()
-        if began_s < self._looks_s:
-            return
-        entries = patiently(self._journal.read)
-        if entries is None:
-            now_s = time.monotonic()
-            self._heard_s += now_s - began_s  # nobody can tell anything while storage is away
-            if now_s - max(self._heard_s, self._sure_s) > _DOUBT_S:
-                patiently(self._journal.check_not_removed)
-                now_s = self._sure_s = time.monotonic()
-            self._wait_s = min(2 * self._wait_s, _LOOKS_S)
-            self._looks_s = now_s + self._wait_s
-            return
-        self._heard_s, self._wait_s = time.monotonic(), _LOOK_S
-        for one in entries:
-            if one.key == Told.POLL:
-                poll, *refused = one.blobs
-                rows = [found for data in refused if (found := batch_of(data)) is not None]
-                self._polls.append((Poll.decode(poll, is_checked=True), rows))
-            elif one.key == Told.END:
-                self._end = Poll.decode(one.blobs[0], is_checked=True)

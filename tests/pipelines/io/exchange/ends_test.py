@@ -15,7 +15,7 @@ import pytest
 
 from tidemill.features.errors import DamagedState, EngineLost, ExchangeUnreachable, NoSpace
 from tidemill.pipelines.io.cuts import Cut
-from tidemill.pipelines.io.exchange import journal, left, worker_end
+from tidemill.pipelines.io.exchange import hearing, journal, left, sent_polls
 from tidemill.pipelines.io.exchange.journal import BLOCK, name_of
 from tidemill.pipelines.io.exchange.left import remove_left
 from tidemill.pipelines.io.exchange.names import UP, Told
@@ -345,9 +345,8 @@ def test_whoever_tells_nothing_for_long_is_lost(
     worker: Callable[[ProgramEnd], WorkerEnd],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (journal, worker_end):
-        monkeypatch.setattr(module, "SILENT_S", 1.0, raising=False)
-    monkeypatch.setattr("tidemill.pipelines.io.exchange.program_end.SILENT_S", 1.0)
+    for module in (hearing, sent_polls):
+        monkeypatch.setattr(module, "SILENT_S", 1.0)
     monkeypatch.setattr(journal, "BEAT_S", 0.1)
     with meeting.open() as program:
         program.take()
@@ -512,7 +511,7 @@ def test_a_poll_that_was_removed_or_replaced_ends_the_source_by_name(
     worker: Callable[[ProgramEnd], WorkerEnd],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(worker_end, "_DOUBT_S", 0.2)
+    monkeypatch.setattr(sent_polls, "_DOUBT_S", 0.2)
     for name, do, said in (
         ("removed", lambda files: files[1].unlink(), "was removed"),
         ("older", lambda files: files[1].write_bytes(files[0].read_bytes()), "has put there"),

@@ -6,15 +6,13 @@ import http.server
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
 import pytest
 
-from tests.support.redis_server import free_port
+from tests.support.met import WAIT_S, Keep, met, wait
 from tests.support.s3_server import S3Server
 from tidemill.features.errors import (
     ExchangeError,
@@ -26,26 +24,9 @@ from tidemill.features.errors import (
 from tidemill.pipelines.engines.exit_status import error_of_status, exit_status
 from tidemill.pipelines.io.exchange import journal
 from tidemill.pipelines.io.exchange.objects import Objects
-from tidemill.pipelines.io.exchange.program_end import ProgramEnd, exchange
 from tidemill.pipelines.io.exchange.storage_errors import storage_error
 from tidemill.pipelines.io.exchange.worker_end import ExchangePlace, WorkerEnd
 from tidemill.pipelines.servers.kafka_settings import HOST
-
-WAIT_S = 60.0
-
-
-@pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    server = S3Server(tmp_path / "s3", free_port())
-    take(monkeypatch, server)
-    server.start()
-    yield server
-    server.kill()
-
-
-def take(monkeypatch: pytest.MonkeyPatch, server: S3Server) -> None:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
 
 
 def calls(url: str) -> dict[str, Callable[[], Any]]:
@@ -128,44 +109,6 @@ def test_a_folder_of_another_user_is_refused() -> None:
 
 
 # In the middle of a run.
-
-
-@beam.typehints.with_input_types(bytes)
-@beam.typehints.with_output_types(str)
-class Keep(beam.DoFn):
-    """Keeps elements."""
-
-    def __init__(self) -> None:
-        self.kept: list[bytes] = []
-
-    def process(self, element: bytes) -> None:
-        self.kept.append(element)
-
-
-@contextmanager
-def met(s3: S3Server, root: Path, keep: Keep) -> Iterator[tuple[ProgramEnd, WorkerEnd]]:
-    """A program and a worker that meet."""
-    root.mkdir()
-    with exchange(s3.url, root, "root", [root], lambda *_: None, lambda *_: None, "job") as program:
-        program.step("keep", keep)
-        program.take()
-        worker = WorkerEnd(program.place)
-        try:
-            worker.join()
-            worker.polls()
-            worker.hand_over("keep", [b"before"])
-            wait(lambda: keep.kept == [b"before"], program)
-            yield program, worker
-        finally:
-            worker.close()
-
-
-def wait(is_so: Callable[[], object], program: ProgramEnd) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not is_so():
-        program.check()
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
 
 
 def fails(check: Callable[[], object], kind: type[ExchangeError]) -> None:
