@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,14 +26,15 @@ import pyarrow as pa
 
 from benchmarks.measure import AnswersDiffer, Effort, Figure
 from tests.support.environment import environment
+from tests.support.passing_proxy import PassingProxy
 from tests.support.redis_server import free_port
 from tests.support.s3_server import S3Server
-from tests.support.slow_proxy import SlowProxy
 from tests.support.waiting import wait_until
 from tidemill.pipelines.io.cuts import Cut
 from tidemill.pipelines.io.exchange.program_end import exchange
 from tidemill.pipelines.io.exchange.worker_end import WorkerEnd
 from tidemill.pipelines.io.poll import Poll, PollPart
+from tidemill.pipelines.servers.kafka_settings import HOST
 from tidemill.pipelines.stream_run.live_input import ELSEWHERE
 
 RATES: Final = (0, 500, 5_000)
@@ -189,14 +190,16 @@ def _requests(name: str, found: Counter[str], took_s: float) -> list[Figure]:
 
 def run(quick: bool, effort: Effort) -> list[Figure]:
     """Run the benchmark."""
-    rates, away, seconds = RATES, AWAY_MS, max(2 * effort.seconds, 0.5)
+    rates: Sequence[int] = RATES
+    away: Sequence[int] = AWAY_MS
+    seconds = max(2 * effort.seconds, 0.5)
     if quick:
         rates, away = (500,), (0,)
     out: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="tidemill-exchange-") as top:
-        folder, port = Path(top), free_port()
-        s3 = S3Server(folder / "s3", port, reached=free_port())
-        proxy = SlowProxy(s3.reached, port)
+        folder = Path(top)
+        s3 = S3Server(folder / "s3", free_port(), reached=free_port())
+        proxy = PassingProxy((HOST, s3.reached), (HOST, s3.port))
         proxy.start()
         s3.start()
         try:

@@ -128,11 +128,6 @@ class _FlinkJob(StreamJob):
         )
 
     def run(self, pipeline: Pipeline, is_whole: Callable[[], bool]) -> PipelineResult:
-        def whole() -> bool:
-            if self.meets is not None:
-                self.meets.check()
-            return is_whole()
-
         name = job_name(self.project, self._step)
         job = FlinkRun(self.place, self.code, name, self.meets)
         if self.meets is not None:
@@ -140,7 +135,7 @@ class _FlinkJob(StreamJob):
         with named_errors():
             result = job.submit(pipeline)
             check_engine(result, self.choice)
-            job.wait(result, whole)
+            job.wait(result, _checked(self.meets, is_whole))
         flink_jobs.stop_job(self.attempt)
         return result
 
@@ -176,20 +171,27 @@ class _DataflowJob(StreamJob):
         return submitted_pipeline(options)
 
     def run(self, pipeline: Pipeline, is_whole: Callable[[], bool]) -> PipelineResult:
-        def whole() -> bool:
-            if problem := self.meets.problem():
-                raise RuntimeError(problem)
-            self.meets.check()
-            return is_whole()
-
         service = Service.of(self.place)
         job = DataflowRun(service, self.of, self._name, lambda: self.meets.has_heard)
         self.meets.take()
         with named_errors():
             result = job.submit(pipeline)
             check_engine(result, self.choice)
-            job.wait(whole)
+            job.wait(_checked(self.meets, is_whole))
         return result
+
+
+def _checked(meets: ProgramEnd | None, is_whole: Callable[[], bool]) -> Callable[[], bool]:
+    """Look also whether workers that share no disk with this program go on."""
+
+    def whole() -> bool:
+        if meets is not None:
+            if problem := meets.problem():
+                raise RuntimeError(problem)
+            meets.check()
+        return is_whole()
+
+    return whole
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from tidemill.features.kernel.code_cache import digest
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.exchange.program_code import ProgramCode
 from tidemill.pipelines.io.exchange.worker_end import ExchangePlace
@@ -22,17 +21,13 @@ class WorkerCode:
     """The code of the program that submits a job.
 
     Attributes:
-        project: ``module:attribute`` of the project.
-        definitions: The hash of its definitions.
-        kernel: The digest of the kernel's sources.
+        code: The code itself.
         attempt: The attempt.
         exchange: Where workers meet the program, if they do not share its disk.
         ends: Whether the job ends by itself, as that of a stream does not.
     """
 
-    project: str
-    definitions: str
-    kernel: str
+    code: ProgramCode
     attempt: Attempt
     exchange: ExchangePlace | None = None
     ends: bool = False
@@ -47,14 +42,12 @@ class WorkerCode:
         ends: bool = False,
     ) -> WorkerCode:
         """Return that of this program."""
-        return WorkerCode(project, definitions, digest(), attempt, exchange, ends)
+        return WorkerCode(ProgramCode.here(project, definitions), attempt, exchange, ends=ends)
 
     def params(self) -> dict[str, str]:
         """Return it as parameters of a worker."""
         return {
-            "project": self.project,
-            "definitions": self.definitions,
-            "kernel": self.kernel,
+            **asdict(self.code),
             "attempt": str(self.attempt.folder.absolute()),
             **({} if self.exchange is None else {"exchange": json.dumps(asdict(self.exchange))}),
             "ends": str(self.ends),
@@ -67,9 +60,7 @@ class WorkerCode:
             return None
         meets = json.loads(params.get("exchange", "null"))
         return WorkerCode(
-            params["project"],
-            params["definitions"],
-            params["kernel"],
+            ProgramCode(params["project"], params["definitions"], params["kernel"]),
             Attempt(Path(params["attempt"])),
             None if meets is None else ExchangePlace(**meets),
             params["ends"] == str(True),
@@ -108,4 +99,4 @@ class WorkerCode:
             WorkerLacksModule: It cannot be imported.
             WorkerCodeDiffers: It is another one, or Tidemill is.
         """
-        ProgramCode(self.project, self.definitions, self.kernel).check()
+        self.code.check()

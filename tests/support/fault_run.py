@@ -27,9 +27,9 @@ from tests.support.fault_ledger import Answers, Producer
 from tests.support.flink_cluster import TestCluster, workers_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject, Program
+from tests.support.passing_proxy import PassingProxy
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.s3_server import S3Server
-from tests.support.slow_proxy import SlowProxy
 from tests.support.small_disk import SmallDisk
 from tests.support.topics import committed
 from tidemill.features.errors import TidemillError
@@ -37,6 +37,7 @@ from tidemill.pipelines.config.configuration import load
 from tidemill.pipelines.io.attempts import Attempt
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.servers.flink_cluster import TaskManager
+from tidemill.pipelines.servers.kafka_settings import HOST
 from tidemill.pipelines.servers.processes import RunningProcess, running_process
 
 RATE: Final = 20.0
@@ -178,10 +179,10 @@ class FaultRun:
             yield self
 
     def _start_storage(self, ended: ExitStack) -> None:
-        self.road = SlowProxy(free_port(), free_port())
+        self.road = PassingProxy((HOST, free_port()), (HOST, free_port()))
         ended.callback(self.road.stop)
         self.road.start()
-        self.storage = S3Server(self.folder / "s3", self.road.server, self.road.port)
+        self.storage = S3Server(self.folder / "s3", self.road.server[1], self.road.address[1])
         ended.callback(self.storage.kill)
         self.storage.start()
         ended.enter_context(environment(self.storage.environment))

@@ -23,7 +23,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.support.certificates import Certificate
-from tests.support.tls_proxy import TlsProxy
+from tests.support.passing_proxy import PassingProxy
+from tests.support.tls_proxy import tls_proxy
 from tidemill.pipelines.servers.processes import await_answer
 from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
 
@@ -98,7 +99,7 @@ class RedisServer:
             self.options.setdefault("tls-auth-clients", "no")
         self._users = users
         self._process: subprocess.Popen[bytes] | None = None
-        self._proxy: TlsProxy | None = None
+        self._proxy: PassingProxy | None = None
 
     @property
     def place(self) -> RedisPlace:
@@ -111,8 +112,12 @@ class RedisServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / "redis.log"
         if self.tls is not None and not speaks_tls(program()):
-            clients = self.options["tls-auth-clients"] == "yes"
-            self._proxy = TlsProxy((HOST, self.port), (HOST, free_port()), self.tls, clients)
+            self._proxy = tls_proxy(
+                (HOST, self.port),
+                (HOST, free_port()),
+                self.tls,
+                asks_clients=self.options["tls-auth-clients"] == "yes",
+            )
             self._proxy.start()
         process = subprocess.Popen(self._command(), stdout=log.open("ab"), stderr=-2)
         self._process, where = process, f"on port {self.port}"

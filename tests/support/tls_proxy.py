@@ -2,76 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import ssl
-import threading
 
 from tests.support.certificates import Certificate
+from tests.support.passing_proxy import Address, PassingProxy
 
-Address = tuple[str, int]
 
-
-class TlsProxy:
-    """Takes TLS connections at one address and passes them on, plain, to another.
+def tls_proxy(
+    address: Address, server: Address, certificate: Certificate, *, asks_clients: bool
+) -> PassingProxy:
+    """Return a proxy that takes TLS connections and passes them on, plain.
 
     Args:
         address: Where it listens.
-        server: Where the server listens; read for every connection, so that it may change.
+        server: Where the server listens.
         certificate: What it shows its clients.
         asks_clients: Whether clients must show this certificate too.
     """
-
-    def __init__(
-        self, address: Address, server: Address, certificate: Certificate, asks_clients: bool
-    ) -> None:
-        self.address = address
-        self.server = server
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(certificate.cert, certificate.key)
-        if asks_clients:
-            self._context.load_verify_locations(certificate.cert)
-            self._context.verify_mode = ssl.CERT_REQUIRED
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-
-    def start(self) -> None:
-        """Listen; when this returns, connections are taken."""
-        # Tests break connections on purpose, and their clients see the error.
-        self._loop.set_exception_handler(lambda loop, context: None)
-        self._thread.start()
-        listening = asyncio.start_server(self._pass_on, *self.address, ssl=self._context)
-        self._listener = asyncio.run_coroutine_threadsafe(listening, self._loop).result(30)
-
-    def stop(self) -> None:
-        """Stop listening and close every connection."""
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(30)
-        self._loop.close()
-
-    async def _end(self) -> None:
-        self._listener.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.closing(writer), contextlib.suppress(OSError):
-            from_server, to_server = await asyncio.open_connection(*self.server)
-            with contextlib.closing(to_server):
-                ways = [_copy(reader, to_server), _copy(from_server, writer)]
-                tasks = [asyncio.ensure_future(way) for way in ways]
-                try:
-                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for task in tasks:
-                        task.cancel()
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(1 << 16):
-            writer.write(data)
-            await writer.drain()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.cert, certificate.key)
+    if asks_clients:
+        context.load_verify_locations(certificate.cert)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return PassingProxy(address, server, context)

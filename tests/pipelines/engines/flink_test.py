@@ -41,10 +41,13 @@ from tidemill.pipelines.engines.flink_workers import WorkerCommand
 from tidemill.pipelines.engines.worker_boot import WORKER
 from tidemill.pipelines.engines.worker_code import WorkerCode
 from tidemill.pipelines.io.attempts import Attempt
+from tidemill.pipelines.io.exchange.program_code import ProgramCode
 from tidemill.pipelines.servers.kafka_settings import HOST
 from tidemill.pipelines.servers.ports import ReservedPort
 from tidemill.pipelines.servers.processes import RunningProcess, running_process
 from tidemill.pipelines.stream_run.restarts import MOST, Restarts
+
+NO_CODE = ProgramCode("", "", "")
 
 
 def test_flags_name_the_cluster_and_the_rest_goes_to_beam() -> None:
@@ -103,7 +106,7 @@ def test_workers_are_started_by_a_command(tmp_path: Path) -> None:
     assert named.command == WorkerCommand("/opt/worker", (("HOME", "/x"),))
     assert ours.command == WorkerCommand()
     attempt = Attempt.below(tmp_path)
-    code = WorkerCode("shop:project", "0123", "4567", attempt, ends=True)
+    code = WorkerCode(ProgramCode("shop:project", "0123", "4567"), attempt, ends=True)
 
     def started(place: FlinkPlace) -> dict[str, Any]:
         options = dict(option.split("=", 1) for option in flink_options(place, code))
@@ -307,7 +310,7 @@ def test_a_job_whose_worker_has_ended_is_lost_though_flink_calls_it_running(
 
     def wait(looks: int) -> None:
         counted = itertools.count()
-        job = FlinkRun(FlinkPlace(job_manager), WorkerCode("", "", "", attempt), "the-job")
+        job = FlinkRun(FlinkPlace(job_manager), WorkerCode(NO_CODE, attempt), "the-job")
         job.wait(None, lambda: next(counted) >= looks)
 
     def add(name: str, process: RunningProcess) -> None:
@@ -331,7 +334,7 @@ def test_a_worker_that_has_left_is_not_lost_and_one_that_refuses_ends_the_wait(
     monkeypatch.setattr(flink_run, "_FAILS_S", 0.0)
     attempt = Attempt.below(tmp_path)
     counted = itertools.count()
-    job = FlinkRun(FlinkPlace(job_manager), WorkerCode("", "", "", attempt), "the-job")
+    job = FlinkRun(FlinkPlace(job_manager), WorkerCode(NO_CODE, attempt), "the-job")
     me = running_process(os.getpid())
     assert me is not None
     with attempt.submitted():
@@ -357,7 +360,7 @@ def test_a_job_in_batch_ends_by_itself_and_one_that_finds_no_memory_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_manager: str
 ) -> None:
     attempt = Attempt.below(tmp_path)
-    job = FlinkRun(FlinkPlace(job_manager), WorkerCode("", "", "", attempt), "the-job")
+    job = FlinkRun(FlinkPlace(job_manager), WorkerCode(NO_CODE, attempt), "the-job")
     with attempt.submitted():
         monkeypatch.setattr(_JobManager, "state", "FINISHED")
         job.wait_for_end(None)

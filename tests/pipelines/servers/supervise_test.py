@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.flink_cluster import JOB_MANAGER, JOB_SERVER, TASK_MANAGER, TestCluster
+from tests.support.waiting import wait_until
 from tidemill.features.errors import ServerNotStarted
 from tidemill.pipelines.commands.up import beam_flags
 from tidemill.pipelines.engines.flink import FlinkPlace, read_flags
@@ -112,13 +112,6 @@ def test_down_ends_the_supervisor_first_and_nothing_comes_back(cluster: TestClus
     assert servers.recorded() == {}
     log = JobManager(cluster.folder / "flink", cluster.ports).log
     assert log.exists()
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_the_flags_that_up_shows_lead_to_its_cluster() -> None:

@@ -27,6 +27,7 @@ from tests.support.scripted_topics import (
     file_rows,
     row,
 )
+from tests.support.waiting import wait_until
 from tidemill.features.contract import HOUR, SECOND, TIME_MAX
 from tidemill.features.errors import (
     BrokerError,
@@ -134,13 +135,6 @@ def entrance(
 
 def fails_to_say(text: str) -> None:
     raise AssertionError(f"nothing was to be said: {text}")
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def stop_number(rig: Rig) -> int | None:
@@ -383,7 +377,7 @@ def test_no_more_polls_are_read_than_the_operators_can_take(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = [0]
-    monkeypatch.setattr(live_input, "_MOST_UNREAD", 5)
+    monkeypatch.setattr(live_input, "HERE", live_input.Ahead(5, 0.0))
     monkeypatch.setattr(live_input, "PollsTaken", lambda _: lambda: taken[0])
     given = entrance(rig)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
+from tests.support.waiting import wait_until
 from tidemill.pipelines.config.configuration import load
 from tidemill.pipelines.status.collect import collect
 
@@ -28,13 +27,6 @@ def page(address: str, name: str) -> str:
 
 def samples(address: str) -> dict[str, float]:
     return {name: float(value) for name, value in _SAMPLE.findall(page(address, "metrics"))}
-
-
-def wait_until(is_so: Callable[[], bool], within_s: float = 180) -> None:
-    deadline = time.monotonic() + within_s
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
 
 
 def test_a_stream_that_runs_is_killed_and_goes_on(

@@ -19,7 +19,7 @@ from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, R
 from tests.pipelines.io.kafka.cluster import administrator, connection_to, new_topic
 from tests.support.certificates import Certificate
 from tests.support.kafka_broker import ALICE, BOB, CAROL, TestBroker
-from tests.support.tls_proxy import TlsProxy
+from tests.support.tls_proxy import tls_proxy
 from tidemill.features.errors import (
     BrokerUnreachable,
     ClientCertificateNeeded,
@@ -116,7 +116,8 @@ def tls_in_front(broker: TestBroker, certificate: Certificate) -> Iterator[str]:
     """Speak TLS with this certificate in front of the broker's listener without TLS."""
     with closing(socket.create_server((HOST, 0))) as reserved:
         address = reserved.getsockname()[:2]
-    proxy = TlsProxy(address, (HOST, broker.ports[Protocol.PLAINTEXT]), certificate, False)
+    server = HOST, broker.ports[Protocol.PLAINTEXT]
+    proxy = tls_proxy(address, server, certificate, asks_clients=False)
     proxy.start()
     try:
         yield f"{HOST}:{address[1]}"

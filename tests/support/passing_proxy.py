@@ -1,40 +1,45 @@
-"""A proxy in front of a server, which may hold back every packet for a while."""
+"""A proxy in front of a server, which passes connections on."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import threading
 from typing import Final
 
-from tidemill.pipelines.servers.kafka_settings import HOST
-
+Address = tuple[str, int]
 _PIECE: Final = 1 << 16
 
 
-class SlowProxy:
-    """Passes connections on.
+class PassingProxy:
+    """Takes connections at one address and passes them on to another.
 
     Args:
-        port: Where it listens.
-        server: The port of the server.
+        address: Where it listens.
+        server: Where the server listens; read for every connection, so that it may change.
+        context: Lets it speak TLS with its clients; None for none.
 
     Attributes:
-        port: Where it listens.
-        server: The port of the server.
+        address: Where it listens.
+        server: Where the server listens.
         delay_s: How long each packet is held back, both ways.
     """
 
-    def __init__(self, port: int, server: int) -> None:
-        self.port, self.server, self.delay_s = port, server, 0.0
+    def __init__(
+        self, address: Address, server: Address, context: ssl.SSLContext | None = None
+    ) -> None:
+        self.address, self.server, self.delay_s = address, server, 0.0
+        self._context = context
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def start(self) -> None:
         """Listen; when this returns, connections are taken."""
+        # Tests break connections on purpose, and their clients see the error.
         self._loop.set_exception_handler(lambda loop, context: None)
         self._thread.start()
-        listening = asyncio.start_server(self._pass_on, HOST, self.port)
+        listening = asyncio.start_server(self._pass_on, *self.address, ssl=self._context)
         self._listener = asyncio.run_coroutine_threadsafe(listening, self._loop).result(30)
 
     def stop(self) -> None:
@@ -53,7 +58,7 @@ class SlowProxy:
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer), contextlib.suppress(OSError):
-            from_server, to_server = await asyncio.open_connection(HOST, self.server)
+            from_server, to_server = await asyncio.open_connection(*self.server)
             with contextlib.closing(to_server):
                 ways = [self._copy(reader, to_server), self._copy(from_server, writer)]
                 tasks = [asyncio.ensure_future(way) for way in ways]
