@@ -16,8 +16,9 @@ A column may hold text (a csv file's cells) or be typed already:
 =========  ===========================  ====================================================
 declared   as text                      typed
 =========  ===========================  ====================================================
-int64      `text_values`                any integer type, in range
-float64    `text_values`                any float type; integers from -2**53 to 2**53
+int64      `text_values`                any integer type, in range; a decimal as its digits
+float64    `text_values`                any float type; integers from -2**53 to 2**53; a decimal
+                                        as its digits
 bool       `text_values`                bool
 string     any UTF-8                    none
 timestamp  `text_values`                any unit if no part of a microsecond is lost, as UTC
@@ -243,6 +244,9 @@ def _conform(
         return pa.nulls(len(array), ARROW_TYPES[dtype]), {}
     if not (nulls and dtype == STRING) and _is_right(array, dtype):
         return array, {}
+    if pa.types.is_decimal(array.type) and dtype in (INT64, FLOAT64):
+        digits = array.cast(pa.string())
+        return _finished(parse(digits, dtype, clock.zone), array, name, dtype, clock)
     if not _is_text(array.type):
         return _finished(_from_typed(array, dtype, clock.zone), array, name, dtype, clock)
     text, faults = _as_utf8(array, name)

@@ -106,6 +106,8 @@ def _place(error: Exception, folder: Path) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({Path(error.filename).name}, line {error.lineno})"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if Path(frame.filename).absolute().is_relative_to(folder):
-            return f" ({Path(frame.filename).name}, line {frame.lineno})"
+        file = Path(frame.filename)
+        # Generated code, such as a dataclass's __init__, has a name like "<string>".
+        if file.absolute().is_relative_to(folder) and file.is_file():
+            return f" ({file.name}, line {frame.lineno})"
     return ""

@@ -255,7 +255,12 @@ def _plan(project: Project, name: str) -> _Plan:
         key_type=ARROW_TYPES[view.entity.dtype],
         names=names,
         dtypes=dtypes,
-        empty=tuple(column.empty for column in columns),
+        empty=tuple(
+            float(column.empty)
+            if column.dtype == FLOAT64 and column.empty is not None
+            else column.empty
+            for column in columns
+        ),
         anchored=tuple(i for i, column in enumerate(columns) if column.anchored),
         timestamps=tuple(column.name for column in columns if column.dtype == TIMESTAMP),
         schema=pa.schema(

@@ -460,6 +460,15 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     assert "cannot be read: Is a directory" in failure(tmp_path)
 
 
+def test_a_wrong_definition_is_named_by_its_line_from_any_working_directory(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(project="import tidemill\n\ntidemill.Entity('a b')\n")
+    for folder in (file.parent, file.parent.parent):
+        monkeypatch.chdir(folder)
+        assert "cannot be imported (shop_project.py, line 3): DefinitionError" in failure(file)
+
+
 @pytest.mark.parametrize(
     ("project", "expected"),
     [

@@ -20,6 +20,7 @@ import redis
 from tests.support import parcels
 from tests.support.parcels import BY_COURIER, courier_rows, depot_rows
 from tests.support.stores import STORES, place_of
+from tidemill import FeatureView, col, sum
 from tidemill.features.contract import (
     EARLIEST_EVENT,
     LATEST_EVENT,
@@ -30,7 +31,7 @@ from tidemill.features.contract import (
 )
 from tidemill.features.errors import InputError, StoreError, UnknownColumn
 from tidemill.serving.online.backends import open_database
-from tidemill.serving.online.database import OnlineDatabase, Snapshot
+from tidemill.serving.online.database import KeySpace, OnlineDatabase, Snapshot
 from tidemill.serving.online.parcels import online_rows
 from tidemill.serving.online.reader import (
     FRONTIER,
@@ -236,6 +237,24 @@ def test_one_entity_reads_as_it_does_in_a_batch(database: OnlineDatabase) -> Non
     ann = reader.read_one({"by_courier": "ann"})["by_courier"]
     assert ann.values["by_courier__idle"] == 4_000
     assert ann.status is ReadStatus.PRESENT
+
+
+def test_the_empty_value_of_a_float_sum_is_a_float_for_one_entity(tmp_path: Path) -> None:
+    view = FeatureView(
+        "by_courier",
+        entity=parcels.COURIER,
+        stream=parcels.SCANS,
+        hop="1h",
+        features={
+            "metres_1d": sum(col("metres"), over="1d"),
+            "grams_1d": sum(col("grams"), over="1d"),
+        },
+    )
+    database = SqliteDatabase(str(tmp_path / "online.db"))
+    database.create([KeySpace.of("parcels", view)])
+    reader = OnlineReader(database, parcels.project(view), "replay")
+    values = reader.read_one({"by_courier": "nobody"})["by_courier"].values
+    assert repr(values) == "{'by_courier__metres_1d': 0.0, 'by_courier__grams_1d': 0}"
 
 
 def test_anchor_without_an_instant_is_null_for_one_entity(database: OnlineDatabase) -> None:
