@@ -33,6 +33,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -51,6 +52,9 @@ COMMANDS: Final = (
 ``merge_log`` of the module ``merge_log``, and so for the others."""
 
 _BROKEN_PIPE: Final = 141
+
+_PRINTERS: Final = (("click", "utils.py"), ("rich", "console.py"), ("run", "tables.py"))
+"""The modules that write to standard output; they write to nothing else."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -107,10 +111,17 @@ class _Commands(click.Group):
         try:
             return super().invoke(context)
         except OSError as error:
-            if error.errno != errno.EPIPE:
+            if error.errno == errno.EPIPE:
+                _leave_the_pipe()
+                sys.exit(_BROKEN_PIPE)
+            if not _came_of_printing(error):
                 raise
+            from tidemill.features.errors import FileError
+
             _leave_the_pipe()
-            sys.exit(_BROKEN_PIPE)
+            raise FileError(
+                f"what is printed cannot be written ({error.strerror}); send it elsewhere"
+            ) from error
         except KeyboardInterrupt as error:
             raise click.Abort from error  # click would write an empty line first
 
@@ -227,8 +238,16 @@ def _show_traceback(session: Session, error: BaseException) -> None:
         traceback.print_exception(error)
 
 
+def _came_of_printing(error: OSError) -> bool:
+    """Tell whether it was standard output or standard error that could not be written."""
+    if error.errno is None or error.filename is not None:
+        return False
+    last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return last.parts[-2:] in _PRINTERS
+
+
 def _leave_the_pipe() -> None:
-    """Discard buffered output, or Python reports the broken pipe again when it exits."""
+    """Discard buffered output, or Python reports the error again when it exits."""
     with contextlib.suppress(OSError, ValueError):  # standard output may have no file descriptor
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -551,6 +551,34 @@ def test_a_reader_that_has_gone_ends_the_command_quietly() -> None:
     assert (process.returncode, err) == (141, "")
 
 
+@pytest.mark.parametrize(
+    "way",
+    [
+        "click.echo('it runs')",
+        "rich.print('it runs')",
+        "print_tables([Table('runs', ['it'], [['runs']])], sys.stdout)",
+    ],
+)
+def test_an_output_that_is_full_is_not_taken_for_the_disk_of_the_root(way: str) -> None:
+    script = (
+        "import sys, click, rich\n"
+        "from tidemill.pipelines.run.tables import Table, print_tables\n"
+        "from tidemill.pipelines.commands.cli import commands, main\n"
+        "@commands.command('runs')\n"
+        "def runs():\n"
+        f"    {way}\n"
+        "commands.get_command = lambda context, name: runs\n"
+        "main(['runs'])\n"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=240, check=False,
+        )  # fmt: skip
+    said = "error: what is printed cannot be written (No space left on device); send it elsewhere"
+    assert (done.returncode, done.stderr.splitlines()) == (1, [said])
+
+
 def test_a_signal_that_an_engine_has_wrapped_still_counts(
     project: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
