@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tidemill.features.definitions.canonical import spec_hash
+from tidemill.features.errors import StoreError
 from tidemill.features.feast_objects import (
     DEFINITION_TAG,
     DTYPE_TAG,
@@ -114,6 +116,9 @@ def read_registered(store: feast.FeatureStore) -> Registered:
 
     Functions that others have stored in their stream and on-demand views are not loaded: Feast
     would run their source or a pickle.
+
+    Raises:
+        StoreError: What Tidemill has registered was changed.
     """
     registry, project = store.registry, store.project
     every = [
@@ -146,13 +151,24 @@ def read_registered(store: feast.FeatureStore) -> Registered:
 
 def _registered_view(view: feast.FeatureView) -> RegisteredView:
     tags = view.tags
+    try:
+        version = int(tags.get(VERSION_TAG, 1))
+        max_staleness_us = int(tags[MAX_STALENESS_TAG])
+        spec = json.loads(tags[SPEC_TAG]) if SPEC_TAG in tags else None
+        if spec is not None and spec_hash(spec) != tags[DEFINITION_TAG]:
+            raise ValueError(f"{SPEC_TAG} does not have the hash {tags[DEFINITION_TAG]}")
+    except (KeyError, ValueError) as error:
+        raise StoreError(
+            f"the registry: the tags of feature view {view.name!r} were changed and cannot be read "
+            f"({error}); restore the registry from a copy, or remove it and run `tidemill apply`"
+        ) from error
     return RegisteredView(
         feast_name=view.name,
         view=tags.get(VIEW_TAG, view.name),
-        version=int(tags.get(VERSION_TAG, 1)),
+        version=version,
         definition=tags[DEFINITION_TAG],
-        spec=json.loads(tags[SPEC_TAG]) if SPEC_TAG in tags else None,
-        max_staleness_us=int(tags[MAX_STALENESS_TAG]),
+        spec=spec,
+        max_staleness_us=max_staleness_us,
         dtypes={field.name: field.tags.get(DTYPE_TAG, str(field.dtype)) for field in view.features},
     )
 

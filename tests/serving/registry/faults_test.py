@@ -37,7 +37,7 @@ from tidemill.serving.registry.registration import open_store, plan_project
 from tidemill.serving.registry.state import read_registered
 from tidemill.serving.stores.online_places import default_place
 from tidemill.serving.stores.places import StorePlaces
-from tidemill.serving.stores.registry_places import RegistryPlace, SqlRegistry
+from tidemill.serving.stores.registry_places import RegistryPlace, SqlRegistry, default_registry
 
 place, root = versions.any_place, versions.root
 
@@ -158,6 +158,25 @@ def test_registry_that_is_none_is_named(root: Path) -> None:
     (root / "registry.db").write_bytes(b"\xff\xff\xff")
     with pytest.raises(StoreError, match=r"registry\.db is no registry of Feast's"):
         open_store(OLD, StorePlaces.below(root), clock="wall")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'"hop_us"', b'"hop_us~'),  # no JSON any more
+        (b'"hop_us"', b'"hop_uz"'),  # JSON, but of another definition
+        (b"tidemill_max_staleness_us", b"tidemill_max_staleness_uz"),
+    ],
+)
+def test_registered_views_that_were_changed_are_named(
+    root: Path, before: bytes, after: bytes
+) -> None:
+    apply(OLD, root, default_registry(root))
+    file = root / "registry.db"
+    file.write_bytes(file.read_bytes().replace(before, after))
+    named = r"the registry: the tags of feature view 'by_\w+' were changed .*`tidemill apply`"
+    with pytest.raises(StoreError, match=named):
+        plan_project(NEW, StorePlaces.below(root))
 
 
 def test_environment_variable_that_is_not_set_is_named(

@@ -181,6 +181,19 @@ def test_file_that_is_no_database_is_named(tmp_path: Path) -> None:
         SqliteDatabase(str(tmp_path / "online.db")).create([DEPOT_SPACE])
 
 
+@pytest.mark.parametrize("damage", [b"ROXID", b"R\xceWID"])
+def test_a_damaged_schema_is_named_with_a_remedy(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "online.db"
+    database = SqliteDatabase(str(path))
+    database.create([DEPOT_SPACE])
+    database.close()
+    for file in tmp_path.glob("online.db-*"):
+        file.unlink()
+    path.write_bytes(path.read_bytes().replace(b"WITHOUT ROWID", b"WITHOUT " + damage))
+    with pytest.raises(StoreError, match=r"online\.db: malformed .*`tidemill republish`"):
+        SqliteDatabase(str(path)).read([(DEPOT_SPACE, [])])
+
+
 def test_store_that_was_removed_and_made_again_is_empty(database: SqliteDatabase) -> None:
     _write(database, _row(1, 10, 1, 7))
     for file in Path(database.path).parent.iterdir():
