@@ -205,6 +205,18 @@ class OutputFolder:
                         rows += source.metadata.num_rows
         return rows
 
+    def check_places(self) -> None:
+        """Read where the rows of joined files come from, which readers of whole files leave out.
+
+        Raises:
+            DamagedFile: The rows of a file are not of the segments that it is named by, in order.
+        """
+        with ExitStack() as stack:
+            for file, opened in self._opened(stack, 0, None):
+                if isinstance(opened, pq.ParquetFile):
+                    with reading(file.path, REMEDY):
+                        _check_segments(file, opened)
+
     def _opened(self, stack: ExitStack, since: int, until: int | None) -> list[_Opened]:
         """Open all files that may be joined meanwhile: what is open is read though it is removed.
 
@@ -363,6 +375,19 @@ def _of_segments(
     if until is not None:
         wanted = pc.and_(wanted, pc.less_equal(segments, until))
     return rows.filter(wanted).drop_columns([SEGMENT])
+
+
+def _check_segments(file: OutputFile, source: pq.ParquetFile) -> None:
+    at = file.first
+    for batch in source.iter_batches(columns=[OUTPUT, SEGMENT]):
+        if any(column.null_count for column in batch.columns):
+            raise ValueError("a row names no output, or no segment")
+        segments = batch.column(1).to_numpy()
+        if len(segments) and (segments[0] < at or (segments[1:] < segments[:-1]).any()):
+            raise ValueError("its rows are not in the order of their segments")
+        at = segments[-1] if len(segments) else at
+        if at > file.last:
+            raise ValueError(f"a row is of segment {at}, the last of the file is {file.last}")
 
 
 def _fits(file: OutputFile, other: OutputFile) -> bool:

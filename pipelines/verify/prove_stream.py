@@ -43,6 +43,7 @@ from tidemill.pipelines.run.scratch import scratch_folder
 from tidemill.pipelines.stream.answer_join import answered_schema
 from tidemill.pipelines.stream.answer_parts import partition_of
 from tidemill.pipelines.stream.infer import predictions as predictions_of
+from tidemill.pipelines.stream.output_folders import all_outputs
 from tidemill.pipelines.verify.compare_build import compare_record
 from tidemill.pipelines.verify.compare_labels import answered_after_label
 from tidemill.pipelines.verify.compare_offline import compare_offline
@@ -186,6 +187,7 @@ def prove_stream(
 
     Raises:
         StateMismatch: There is no record of the stream.
+        DamagedFile: A file of its outputs was changed.
     """
     proof, current = Proof(), config.current
     if known is not None:
@@ -200,6 +202,8 @@ def prove_stream(
     witness = witnesses.of(config, proof.features)
     history = with_live_rows(config, witness.history)
     _check_run(config, run, proof.outputs)
+    for folder in all_outputs(current.stream_folder):
+        folder.check_places()
     predictions = predictions_between(current.stream_folder, config.project)
     if predictions is None:
         predictions = _no_predictions(config.project)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tidemill.features.errors import DamagedState, OutputConflict
+from tidemill.features.errors import DamagedFile, DamagedState, OutputConflict
 from tidemill.pipelines.io.output_parts import JOINING, PART, Output, PartWriter, read_part
 from tidemill.pipelines.io.outputs import OutputFolder
 from tidemill.serving.files import segment_names
@@ -53,6 +53,43 @@ def test_outputs_are_read_by_name_whatever_wrote_them(tmp_path: Path) -> None:
     assert [file.path.name for file in folder.files()] == ["00001-all.parquet"]
     assert numbers(folder) == twice([1, 2, 5, 7, 9, 21, 22, 25, 27, 29])
     assert folder.count() == 20
+
+
+def joined(tmp_path: Path) -> tuple[OutputFolder, Path]:
+    folder, writer = OutputFolder(tmp_path / "out"), PartWriter(tmp_path / "out")
+    for segment in range(1, TOGETHER + 1):
+        writer.append(segment, [output(segment)])
+        folder.join(segment)
+    (file,) = folder.files()
+    return folder, file.path
+
+
+def test_rows_of_joined_files_are_of_the_segments_of_their_names(tmp_path: Path) -> None:
+    folder, path = joined(tmp_path)
+    folder.check_places()
+    path.rename(path.with_name(f"{TOGETHER + 1:05d}-all.parquet"))
+    with pytest.raises(DamagedFile, match="not in the order of their segments; run `tidemill"):
+        folder.check_places()
+
+
+@pytest.mark.parametrize(
+    ("segments", "said"),
+    [
+        ([*range(1, TOGETHER), TOGETHER + 1], "the last of the file is"),
+        ([2, 1, *range(3, TOGETHER + 1)], "not in the order"),
+        ([None, *range(2, TOGETHER + 1)], "names no output, or no segment"),
+    ],
+)
+def test_a_changed_segment_of_a_joined_file_is_named(
+    tmp_path: Path, segments: list[int | None], said: str
+) -> None:
+    folder, path = joined(tmp_path)
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("_segment")
+    changed = pa.array([one for one in segments for _ in range(2)], table.schema.field(at).type)
+    pq.write_table(table.set_column(at, "_segment", changed), path)
+    with pytest.raises(DamagedFile, match=said):
+        folder.check_places()
 
 
 def test_a_repeat_counts_once_and_must_be_the_same(tmp_path: Path) -> None:
