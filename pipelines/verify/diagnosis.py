@@ -95,6 +95,8 @@ def note_wrong_values(
     for row in wrong_rows:
         wrong = np.flatnonzero(verdict.wrong[row]).tolist()
         wrong = findings.without_excused(wrong, columns, int(verdict.as_of_us[row]))
+        if not wrong:
+            continue
         room = listed - len(findings.listed)
         if room <= 0:
             findings.count_more(what, len(wrong))
