@@ -8,7 +8,7 @@ ENGINES_HERE: Final = ("fnapi", "prism", "flink")
 """The engines that run a stream on this machine."""
 ENGINES: Final = (*ENGINES_HERE, "dataflow")
 """The engines of a stream; `pipelines.engines.choosing.Engine` also has one for tests."""
-BATCH_ENGINES: Final = ENGINES_HERE
+BATCH_ENGINES: Final = ENGINES
 """The engines that run what is in batch: backfills, and the analysis before training."""
 MODES: Final = ("exact", "eager")
 """exact: answer a request when the frontier has passed it; eager: answer it at once."""

@@ -22,7 +22,7 @@ engine       unbounded sources      event-time timers, windows        needs
 ===========  =====================  ================================  ==========================
 
 Streams run through `pipelines.engines.stream_job`, and what is in batch through
-`pipelines.engines.batch_jobs`; both also know Flink, and streams know Dataflow.
+`pipelines.engines.batch_jobs`; both also know Flink and Dataflow.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def choose_engine(
         The choice, with the sentence to print.
 
     Raises:
-        UnknownEngine: ``requested`` names no engine, or one that only runs streams.
+        UnknownEngine: ``requested`` names no engine.
         PrismMissing: Prism was requested and its binary is not built.
         WrongBeamFlag: The engine does not take a flag.
     """
@@ -207,8 +207,6 @@ def choose_engine(
         why = f"Flink, as requested ({place.url}, parallelism {place.parallelism})"
         return EngineChoice(engine, why, streaming, flink=place)
     if engine is Engine.DATAFLOW:
-        if not streaming:
-            raise UnknownEngine("the engine 'dataflow' runs streams only: choose 'fnapi'")
         found = dataflow_flags.read_flags(flags)
         why = f"Dataflow, as requested (project {found.project}, {found.region})"
         return EngineChoice(engine, why, streaming, dataflow=found)

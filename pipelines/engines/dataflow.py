@@ -81,7 +81,7 @@ def refuse_local_places(root: Path, places: Sequence[str]) -> None:
         return
     raise RootNotShared(
         f"workers of Dataflow do not see {root}: {'; '.join(places)}. Nothing was submitted; "
-        "--translate FOLDER writes the job"
+        "`tidemill stream --translate FOLDER` writes the job of a stream"
     )
 
 
@@ -103,17 +103,18 @@ def dataflow_options(
         operators: How many workers can have work at once.
         has_accelerator: Whether a step asks for an accelerator.
         is_submitted: Whether the job is to run, and meets its program in an exchange. Its name is
-            the given one then, and workers stay: one that goes away is a worker that was lost.
+            the given one then, and workers of a stream stay: one that goes away was lost.
     """
-    if is_submitted and place.most_workers not in (None, place.workers):
+    keeps = is_submitted and streaming
+    if keeps and place.most_workers not in (None, place.workers):
         raise WrongBeamFlag(
             f"--max_num_workers={place.most_workers}: a stream keeps the workers that it begins "
             "with, and goes on anew when it loses one; leave it out, and let --num_workers say how "
             "many"
         )
-    is_alone = has_accelerator or is_submitted
+    is_alone = has_accelerator or keeps
     experiments = [_NO_LIST_OF_PACKAGES, *([_ONE_PROCESS] if is_alone else [])]
-    most = place.workers if is_submitted else place.most_workers or max(operators, place.workers)
+    most = place.workers if keeps else place.most_workers or max(operators, place.workers)
     return [
         "--runner=DataflowRunner",
         f"--project={place.project}",
@@ -125,7 +126,7 @@ def dataflow_options(
         "--no_save_main_session",  # else Beam pickles all of `__main__`
         f"--num_workers={place.workers}",
         f"--max_num_workers={most}",
-        *(["--autoscaling_algorithm=NONE"] if is_submitted else []),
+        *(["--autoscaling_algorithm=NONE"] if is_submitted and most == place.workers else []),
         "--max_cache_memory_usage_mb=0",  # see `choosing.STATE_CACHE_MB`
         *(["--streaming", "--enable_streaming_engine"] if streaming else []),
         *(f"--experiments={experiment}" for experiment in experiments),

@@ -75,6 +75,15 @@ def _recorded(attempt: Attempt) -> tuple[Service, str, str | None] | None:
         ) from None
 
 
+def is_of_dataflow(attempt: Attempt) -> bool:
+    """Tell whether an attempt has a job on Dataflow, as far as its record says.
+
+    Raises:
+        DamagedState: The record does not name a job.
+    """
+    return _recorded(attempt) is not None
+
+
 def stop_job(attempt: Attempt) -> None:
     """Cancel the job of an attempt, if it is not over, and wait until it is.
 
@@ -139,5 +148,5 @@ def end_jobs(folder: Path) -> None:
         ServiceUnreachable, JobRefused: As for `stop_job`.
     """
     for found in sorted(folder.glob("*/")) if folder.exists() else ():
-        if _recorded(attempt := Attempt(found)) is not None:
+        if is_of_dataflow(attempt := Attempt(found)):
             end_job(attempt)

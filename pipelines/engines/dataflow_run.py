@@ -1,15 +1,16 @@
-"""A stream's job on Dataflow that runs: submitted, watched, and what is said of it when it fails.
+"""A job on Dataflow that runs: submitted, watched, and what is said of it when it fails.
 
 The promises:
 
 * The job is created once, under a name of its own, which is recorded before
   (`pipelines.engines.dataflow_jobs`). If the answer to its creation is lost, it is found by that
   name.
-* Dataflow does again and again what has failed, for ever. So what is wrong with a worker ends the
-  run, as the worker's own error: it tells it through the exchange, and what it cannot tell there,
-  such as that it lacks Tidemill, is read in the messages of the job.
+* Dataflow does again and again what has failed: of a stream for ever, in batch four times. So what
+  is wrong with a worker ends the run, as the worker's own error: it tells it through the exchange,
+  and what it cannot tell there, such as that it lacks Tidemill, is read in the messages of the job.
 * A service that does not answer for a while changes nothing. A job that is over, or that the
-  service does not know any more, is lost: another one goes on from the stream's savepoint.
+  service does not know any more, is lost: another one goes on from the stream's savepoint, or does
+  the work of one in batch again, which may be over when it is done.
 * A job that the service gives up before a worker of it has begun is refused, and not tried again.
 """
 
@@ -34,6 +35,7 @@ from tidemill.pipelines.engines.dataflow import QUIET, check_known
 from tidemill.pipelines.engines.dataflow_flags import DataflowPlace
 from tidemill.pipelines.engines.dataflow_jobs import forget_job, record_job
 from tidemill.pipelines.engines.dataflow_service import (
+    DONE,
     OVER,
     Job,
     Service,
@@ -204,7 +206,22 @@ class DataflowRun:
                 self._asked_s = time.monotonic()
                 self._look()
 
-    def _look(self) -> None:
+    def wait_for_end(self, check: Callable[[], None]) -> None:
+        """Wait until a job that ends by itself is done. Errors as for `wait`.
+
+        Args:
+            check: Raises why it never will be, if something else says so.
+        """
+        while True:
+            check()
+            time.sleep(_LOOK_S)
+            if time.monotonic() - self._asked_s >= _ASK_S:
+                self._asked_s = time.monotonic()
+                if self._look(ends=True):
+                    return
+
+    def _look(self, *, ends: bool = False) -> bool:
+        """Ask for the job; tell whether it is done, which only one that ends by itself may be."""
         try:
             job = self._service.get(self._id)
             said_of_it = [] if job is None else self._service.errors(job, self._messages)
@@ -215,7 +232,7 @@ class DataflowRun:
                     f"{_SILENT_S:.0f} s: {error}"
                 ) from error
             _log.info("%s; it is asked again", error)
-            return
+            return False
         self._answered_s = time.monotonic()
         for text in said_of_it:
             _log.warning("the job %s: %s", self._name, text)
@@ -228,10 +245,13 @@ class DataflowRun:
                     f"{self._service.shown} does not know the job {self._name} ({self._id}) any "
                     "more"
                 )
-            return
+            return False
         self._seen = True
+        if ends and job.state == DONE:
+            return True
         if job.state in OVER:
             raise self._failure(job)
+        return False
 
     def _failure(self, job: Job) -> Exception:
         job_of = f"{self._service.shown}: the job {self._name} ({job.id})"

@@ -17,7 +17,8 @@ from typing import Any, Final, NamedTuple
 from tidemill.features.errors import JobRefused, ServiceUnreachable
 from tidemill.pipelines.engines.dataflow_flags import DataflowPlace
 
-OVER: Final = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
+DONE: Final = "DONE"
+OVER: Final = frozenset({DONE, "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
 """The states that a job does not leave."""
 ENDING: Final = frozenset({"CANCELLING", "RESOURCE_CLEANING_UP"})
 """The states of a job that is about to be over."""

@@ -30,7 +30,8 @@ ENDED: Final = frozenset({"FAILED", "CANCELED", FINISHED, "SUSPENDED"})
 
 _ANSWER_S: Final = 10.0
 _CANCEL_S: Final = 15.0
-_EXIT_S: Final = 10.0
+EXIT_S: Final = 10.0
+"""So long workers may take to end by themselves."""
 _KILLED_S: Final = 60.0
 _LOOK_S: Final = 0.05
 
@@ -87,7 +88,7 @@ def record_job(attempt: Attempt, rest: str, name: str) -> None:
     write_text(attempt.job, json.dumps({"rest": rest, "name": name}))
 
 
-def stop_job(attempt: Attempt, patience_s: float = _EXIT_S) -> None:
+def stop_job(attempt: Attempt, patience_s: float = EXIT_S) -> None:
     """Stop the job of an attempt, and wait until none of its workers is left.
 
     Args:
@@ -106,7 +107,7 @@ def stop_job(attempt: Attempt, patience_s: float = _EXIT_S) -> None:
         time.sleep(_LOOK_S)
 
 
-def end_job(attempt: Attempt, patience_s: float = _EXIT_S) -> None:
+def end_job(attempt: Attempt, patience_s: float = EXIT_S) -> None:
     """Stop the job of an attempt, and remove what it has left; as `stop_job`."""
     stop_job(attempt, patience_s)
     attempt.remove()
@@ -190,17 +191,3 @@ def end_jobs(folder: Path) -> None:
     """
     for found in sorted(folder.glob("*/")) if folder.exists() else ():
         end_job(Attempt(found))
-
-
-def end_abandoned(folder: Path) -> None:
-    """End the jobs of attempts whose program has ended; those of programs that run are left alone.
-
-    Args:
-        folder: The folder of attempts.
-
-    Raises:
-        ServerNotStopped: A worker cannot be ended.
-    """
-    for found in sorted(folder.glob("[!.]*/")) if folder.exists() else ():
-        if not (attempt := Attempt(found)).is_submitted:
-            end_job(attempt)

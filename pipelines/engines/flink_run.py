@@ -115,11 +115,12 @@ class FlinkRun:
             if job is not None and job.state in ENDED:
                 raise self._failure(job)
 
-    def wait_for_end(self, result: Any) -> None:
+    def wait_for_end(self, result: Any, check: Callable[[], None]) -> None:
         """Wait until a job that ends by itself has done all of its work.
 
         Args:
             result: From `submit`.
+            check: Raises why it never will, if something else says so.
 
         Raises:
             EngineLost: A process of the cluster was lost, and the job with it.
@@ -129,6 +130,7 @@ class FlinkRun:
         while (job := self._look(result)) is None or job.state != FINISHED:
             if job is not None and job.state in ENDED:
                 raise self._failure(job)
+            check()
 
     def _look(self, result: Any) -> Job | None:
         """Ask for the job now and then; return it if it was found just now.

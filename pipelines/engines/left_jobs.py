@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tidemill.pipelines.engines import dataflow_jobs, flink_jobs
+from tidemill.pipelines.io.attempts import Attempt
 
 
 def end_left_jobs(folder: Path) -> None:
@@ -20,3 +21,33 @@ def end_left_jobs(folder: Path) -> None:
     """
     dataflow_jobs.end_jobs(folder)
     flink_jobs.end_jobs(folder)
+
+
+def end_job(attempt: Attempt, patience_s: float) -> None:
+    """End the job of an attempt, and remove what it has left.
+
+    Args:
+        attempt: The attempt.
+        patience_s: How long workers on this machine may take to end by themselves.
+
+    Raises:
+        ServerNotStopped, ServiceUnreachable, JobRefused, DamagedState: As for `end_left_jobs`.
+    """
+    if dataflow_jobs.is_of_dataflow(attempt):
+        dataflow_jobs.end_job(attempt)
+    else:
+        flink_jobs.end_job(attempt, patience_s)
+
+
+def end_abandoned(folder: Path) -> None:
+    """End the jobs of attempts whose program has ended; those of programs that run are left alone.
+
+    Args:
+        folder: The folder of attempts.
+
+    Raises:
+        ServerNotStopped, ServiceUnreachable, JobRefused, DamagedState: As for `end_left_jobs`.
+    """
+    for found in sorted(folder.glob("[!.]*/")) if folder.exists() else ():
+        if not (attempt := Attempt(found)).is_submitted:
+            end_job(attempt, flink_jobs.EXIT_S)

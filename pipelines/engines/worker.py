@@ -5,7 +5,8 @@ empty if all is well, else what is wrong. Where a TaskManager starts workers its
 `pipelines.engines.worker_boot` does the same.
 
 A job that ends by itself has no source that would stop when the program that submitted it ends. So
-each worker of such a job looks whether the program runs; if not, it cancels the job, and ends.
+each worker of such a job looks whether the program runs; if not, it cancels the job, and ends. One
+on another disk cannot look: its tasks do (`pipelines.io.exchange.task_place`).
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def take_up(code: WorkerCode) -> TidemillError | None:
         me = running_process(os.getpid())
         assert me is not None
         code.take_up_work({"pid": me.pid, "started": me.started, "host": socket.gethostname()})
-        if code.ends and not code.attempt.is_submitted:
+        if code.exchange is None and code.ends and not code.attempt.is_submitted:
             raise EngineLost(ABANDONED)
     except TidemillError as error:
         return error
@@ -111,7 +112,7 @@ def work(control: str, worker: str, code: WorkerCode | None) -> None:
     signal.signal(signal.SIGTERM, end)
     threading.excepthook = _end_with_connection
     report_metrics_of_steps()
-    if ending is not None:
+    if ending is not None and ending.exchange is None:
         threading.Thread(target=_end_with_program, args=(ending,), daemon=True).start()
     try:
         SdkHarness(control, worker_id=worker, state_cache_size=_STATE_CACHE_BYTES).run()

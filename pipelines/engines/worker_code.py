@@ -79,7 +79,10 @@ class WorkerCode:
         if self.exchange is None:
             self.attempt.take_up_work(process)
         else:
-            self.exchange.here().join()
+            end = self.exchange.here()
+            end.join()
+            if self.ends:
+                end.rest()
 
     def report(self, problem: str) -> None:
         """Leave the program what is wrong with this process, which takes up no work.

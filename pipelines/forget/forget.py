@@ -28,8 +28,7 @@ from typing import Any, Final
 
 from tidemill.pipelines.archive.archiving import LOCK as ARCHIVE_LOCK
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.engines.flink_jobs import end_abandoned
-from tidemill.pipelines.engines.left_jobs import end_left_jobs
+from tidemill.pipelines.engines.left_jobs import end_abandoned, end_left_jobs
 from tidemill.pipelines.forget.linked_copy import Changes
 from tidemill.pipelines.forget.record import FORGOTTEN, WORK, ForgetRecord, remove_work, working
 from tidemill.pipelines.forget.rewrite_archive import copy_of_archive

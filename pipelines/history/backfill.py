@@ -45,7 +45,6 @@ from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import Handoff
 from tidemill.pipelines.recovery.served_rows import ServedRows
-from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.processes import sharing
 from tidemill.pipelines.run.progress import Progress
 
@@ -68,7 +67,7 @@ def backfill(
         progress: Where progress is shown.
         publish: Whether to fill the online store and the offline log, too.
         wait: Whether to wait for another build of the root; else it is an error.
-        engine: ``fnapi``, ``prism`` or ``flink``; None for the default.
+        engine: ``fnapi``, ``prism``, ``flink`` or ``dataflow``; None for the default.
         beam_flags: Flags of Beam, for an engine that takes some.
 
     Returns:
@@ -90,7 +89,11 @@ def backfill(
     compile_kernel(progress)
     load_kernel()
     shared = nullcontext() if jobs.choice.has_workers else sharing(handler(config.project))
-    with shared, building(config.root, wait=wait) as build:
+    with (
+        shared,
+        building(config.root, wait=wait) as build,
+        jobs.meeting([build.folder, build.work]) as jobs,
+    ):
         summary: dict[str, Any] = {}
         live, topics = None, {}
         if config.is_live:
@@ -226,12 +229,15 @@ def sharded(
             as_of_us=config.splits.evaluate_until_us,
             live=live,
         )
-        check_space(spill, spill_bytes(config.project, plan), "this backfill")
         jobs = BatchJobs.on(None, config.project.name) if jobs is None else jobs
+        if (opens := jobs.opens) is None:
+            check_space(spill, spill_bytes(config.project, plan), "this backfill")
+        else:
+            plan = replace(plan, opens=opens)
         stages = Stages(config.project, plan, progress, jobs)
         spans = [span for source in plan.lengths for span in plan.spans(source)]
         rows = sum(map(sum, plan.lengths.values()))
-        stages.run("split", "split the log", spans, total=rows, unit="rows")
+        stages.run("split", "split the log", spans, total=rows, unit="rows", reads=spans)
         yield stages
     finally:
         shutil.rmtree(spill)
@@ -253,9 +259,15 @@ def point_in_time(stages: Stages) -> dict[str, Any]:
         found = stages.run("label", "labels", pieces, total=plan.requests, unit="requests")
         check_part_leaks(project, project.label, plan, [(count[1], count[2]) for count in found])
     stages.answer()
-    table = Path(plan.build, paths.TRAINING_TABLE)
-    files = [(*span[1:], str(table)) for span in plan.files()]
-    counts = stages.run("join", "training table", files, total=plan.requests, unit="requests")
+    files = plan.files()
+    counts = stages.run(
+        "join",
+        "training table",
+        [span[1:] for span in files],
+        total=plan.requests,
+        unit="requests",
+        reads=files,
+    )
     rows, labelled = (sum(count[place] for count in counts) for place in range(2))
     if rows != plan.requests:
         raise InputError(f"{plan.requests} requests went in and {rows} training rows came out")

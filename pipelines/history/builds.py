@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from tidemill.features.errors import DamagedFile, InputError, StateVersionError
-from tidemill.pipelines.engines.flink_jobs import end_abandoned
+from tidemill.pipelines.engines.left_jobs import end_abandoned
 from tidemill.pipelines.history.build_manifest import BUILD_RECORD, BuildManifest
 from tidemill.pipelines.io.live.live_log import LIVE, inherited_from
 from tidemill.pipelines.io.log import Log
@@ -311,6 +311,7 @@ def building(root: Path, *, wait: bool = False) -> Iterator[Build]:
         Locked: Another process makes a build.
         StateError: The root was written by another version.
         ServerNotStopped: Workers of a build whose program was killed cannot be ended.
+        ServiceUnreachable, JobRefused: A job of such a build may still run on Dataflow.
     """
     generations = root / GENERATIONS
     with lock(generations / BUILD_LOCK, "make a build", wait=wait):

@@ -26,11 +26,7 @@ def hand_over(stages: Stages, generation: str) -> tuple[Handoff, dict[str, Any]]
     """
     project, plan = stages.project, stages.plan
     folder = Path(plan.build, paths.STATES)
-    shards = [
-        (view, shard, str(folder))
-        for view in range(len(project.views))
-        for shard in range(plan.shards)
-    ]
+    shards = [(view, shard) for view in range(len(project.views)) for shard in range(plan.shards)]
     stages.answer()
     stages.run("state", "hand over state", shards, total=len(shards), unit="shards")
     frontiers: dict[str, list[int]] = {}

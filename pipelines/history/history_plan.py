@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import FeatureView, Project
+from tidemill.pipelines.history.spill import FileHere, Opens, SpillFile
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.log_parts import frontier_of, watermarks_at
 
@@ -72,6 +73,7 @@ class HistoryPlan:
         label_parts: The number of parts that labels are joined in; 0 without a label.
         span_rows: How many rows of a partition are split at once.
         block_requests: How many requests are joined at once.
+        opens: Opens spill files; no part of the JSON.
     """
 
     request: str
@@ -86,6 +88,7 @@ class HistoryPlan:
     label_parts: int
     span_rows: int
     block_requests: int
+    opens: Opens = field(default=FileHere, compare=False)
 
     @staticmethod
     def of(
@@ -148,7 +151,8 @@ class HistoryPlan:
 
     def encode(self) -> str:
         """Return the plan as JSON."""
-        return json.dumps(dataclasses.asdict(self))
+        fields = dataclasses.fields(self)
+        return json.dumps({one.name: getattr(self, one.name) for one in fields if one.compare})
 
     @staticmethod
     def decode(text: str) -> HistoryPlan:
@@ -194,6 +198,10 @@ class HistoryPlan:
         """The number of the first request of each block, and the number of requests."""
         starts = [self.firsts[block.partition] + block.start for block in self.blocks]
         return np.array([*starts, self.requests], np.int64)
+
+    def spilled(self, path: Path) -> SpillFile:
+        """Open a spill file; errors as for `SpillFile`."""
+        return SpillFile(path, self.opens)
 
     def split_path(self, span: Span) -> Path:
         """Return the file with the rows of a span, by part."""

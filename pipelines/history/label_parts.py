@@ -80,7 +80,7 @@ def read_part(
 
 def _read(plan: HistoryPlan, source: str, section: str, schema: pa.Schema, piece: int) -> pa.Table:
     found = (
-        SpillFile(plan.split_path(span)).read_rows(section, schema, piece)
+        plan.spilled(plan.split_path(span)).read_rows(section, schema, piece)
         for span in plan.spans(source)
     )
     return pa.Table.from_batches([rows for rows in found if rows is not None], schema=schema)

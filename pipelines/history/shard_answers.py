@@ -104,7 +104,7 @@ def _read_events(plan: HistoryPlan, view: FeatureView, kernel: Plan, piece: int)
     schema, section = sequenced_events_schema(kernel), events_section(view.name)
     found, places, received = [], [np.zeros(0, np.int64)], [np.zeros(0, np.bool_)]
     for span in plan.spans(view.stream.name):
-        rows = SpillFile(plan.split_path(span)).read_rows(section, schema, piece)
+        rows = plan.spilled(plan.split_path(span)).read_rows(section, schema, piece)
         if rows is not None:
             positions = hashing.bits(rows.column(ORDINAL))
             found.append(rows)
@@ -134,7 +134,7 @@ def _read_requests(plan: HistoryPlan, view: FeatureView, piece: int) -> pa.Recor
     found = [
         rows
         for span in plan.spans(plan.request)
-        if (rows := SpillFile(plan.split_path(span)).read_rows(section, REQUESTS_SCHEMA, piece))
+        if (rows := plan.spilled(plan.split_path(span)).read_rows(section, REQUESTS_SCHEMA, piece))
     ]
     rows = concat(found)
     if rows is None:

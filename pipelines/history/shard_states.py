@@ -41,7 +41,7 @@ def write_state(project: Project, plan: HistoryPlan, view: int, shard: int, fold
     """
     definition = project.views[view]
     pieces = range(shard, plan.pieces(definition.name), plan.shards)
-    parts = [SpillFile(plan.state_path(definition.name, piece)) for piece in pieces]
+    parts = [plan.spilled(plan.state_path(definition.name, piece)) for piece in pieces]
     operator = _operator(project, plan, view, shard)
     waiting = _waiting(operator, parts)
     operator.events = WaitingRows(waiting)

@@ -5,17 +5,18 @@ A file is written once, in pieces, by one task; other tasks read single pieces. 
 file, so whoever has its path can read any piece with two reads, and no file is ever memory-mapped:
 mapped pages count as memory of the process.
 
-Files are valid only within the backfill that wrote them, which removes them.
+Files are valid only within the backfill that wrote them, which removes them. Where workers are on
+other machines, a file is in an exchange, and its pieces are read there (`Opened`).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -77,27 +78,66 @@ def spill_file(path: Path) -> Iterator[SpillWriter]:
         writer.close()
 
 
+class Opened(Protocol):
+    """A file whose parts can be read, wherever it is.
+
+    Attributes:
+        size: How many bytes it has.
+    """
+
+    size: int
+
+    def read(self, start: int, size: int, /) -> pa.Buffer:
+        """Read a part of it."""
+
+
+Opens: TypeAlias = Callable[[Path], Opened]
+"""Opens a file by its path."""
+
+
+class FileHere:
+    """A file of this machine, as `Opened`.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileError: It cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with named_for(path):
+            self.size = path.stat().st_size
+
+    def read(self, start: int, size: int) -> pa.Buffer:
+        """Read a part of the file."""
+        with named_for(self._path), pa.OSFile(str(self._path), "rb") as source:
+            source.seek(start)
+            return source.read_buffer(size)
+
+
 class SpillFile:
     """Reads pieces of a spill file.
 
     Args:
         path: The file.
+        opens: Opens it.
 
     Raises:
         DamagedFile: It is not a spill file, or is cut short.
         FileError: It cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with named_for(path), pa.OSFile(str(path), "rb") as source:
-            end = source.size()
-            source.seek(max(end - _LENGTH, 0))
-            length = int.from_bytes(source.read(_LENGTH), "little")
-            if not 0 < length <= end - _LENGTH:
-                raise DamagedFile(f"{path}: is cut short; {_AGAIN}")
-            source.seek(end - _LENGTH - length)
-            sizes: dict[str, list[int]] = json.loads(source.read(length))
+    def __init__(self, path: Path, opens: Opens = FileHere) -> None:
+        self._file = opens(path)
+        end = self._file.size
+        last = min(end, _LENGTH)
+        length = int.from_bytes(self._file.read(end - last, last).to_pybytes(), "little")
+        if not 0 < length <= end - _LENGTH:
+            raise DamagedFile(f"{path}: is cut short; {_AGAIN}")
+        at = end - _LENGTH - length
+        sizes: dict[str, list[int]] = json.loads(self._file.read(at, length).to_pybytes())
         self._places: dict[str, list[tuple[int, int]]] = {}
         at = 0
         for section, pieces in sizes.items():
@@ -110,11 +150,7 @@ class SpillFile:
     def read(self, section: str, piece: int = 0) -> pa.Buffer:
         """Read a piece."""
         at, size = self._places[section][piece]
-        if not size:
-            return pa.py_buffer(b"")
-        with named_for(self._path), pa.OSFile(str(self._path), "rb") as source:
-            source.seek(at)
-            return source.read_buffer(size)
+        return self._file.read(at, size) if size else pa.py_buffer(b"")
 
     def read_rows(self, section: str, schema: pa.Schema, piece: int = 0) -> pa.RecordBatch | None:
         """Read the rows of a piece; None if it is empty."""

@@ -81,10 +81,10 @@ def write_file(
         InputError: A view has not answered a request.
     """
     answers = [
-        [SpillFile(plan.answers_path(view.name, piece)) for piece in range(plan.pieces(view.name))]
+        [plan.spilled(plan.answers_path(view.name, n)) for n in range(plan.pieces(view.name))]
         for view in project.views
     ]
-    labels = [SpillFile(plan.labels_path(piece)) for piece in range(plan.label_parts)]
+    labels = [plan.spilled(plan.labels_path(piece)) for piece in range(plan.label_parts)]
     first = plan.blocks.index(
         Span(plan.request, partition, start, min(start + plan.block_requests, stop))
     )

@@ -11,111 +11,40 @@ in the log: ``read = kept + dropped + rejected + mended``.
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import apache_beam as beam
-import pyarrow as pa
 
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.engines.batch_jobs import BatchJobs
+from tidemill.pipelines.ingest.ingest_elsewhere import (
+    COUNTED,
+    NAMED_BY,
+    IngestElsewhere,
+    needs,
+    write_counts,
+)
 from tidemill.pipelines.ingest.live_rows import LiveRows
-from tidemill.pipelines.ingest.read_source import ReadSource, alike, read_together
+from tidemill.pipelines.ingest.read_source import alike
+from tidemill.pipelines.ingest.read_sources import REJECTED, Ingest
 from tidemill.pipelines.ingest.rejected_shares import (
-    EXAMPLE_COLUMNS,
-    EXAMPLES,
-    examples,
     too_many,
 )
-from tidemill.pipelines.ingest.repaired_records import mended_files
-from tidemill.pipelines.ingest.source_digests import digested
+from tidemill.pipelines.io.exchange.task_place import TaskPlace
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.io.steps import Elements, step
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.scratch import scratch_folder
-from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.files.read_files import read_json
 
-REJECTED: Final = "rejected"
 COUNTS: Final = "counts"
 STEP: Final = "ingest"
-_COUNTS: Final = "counts"
 _RUNS: Final = "runs"
-
-
-@beam.typehints.with_input_types(str)
-@beam.typehints.with_output_types(str, **{REJECTED: pa.RecordBatch})
-@dataclass(eq=False)
-class Ingest(beam.DoFn):
-    """Reads sources of the same files; writes their logs, emits rejected records, and counts.
-
-    Attributes:
-        config: The configuration.
-        build: The folder of the build that the logs belong to; None only validates the sources.
-        work: A folder for the rows of large sources.
-        live: The rows that streams have read of topics; None for none.
-    """
-
-    config: Configuration
-    build: Path | None
-    work: Path
-    live: LiveRows | None = None
-
-    def process(self, names: str) -> Iterator[Any]:
-        """Ingest the sources with these names, a JSON list; emit the counts of each as JSON."""
-        group = json.loads(names)
-        found = self.config.sources[group[0]].find_files()
-        sources = [ReadSource(self.config, name, self.work / name, found) for name in group]
-        reasons = {source.name: Counter[str]() for source in sources}
-        seen: dict[str, list[pa.RecordBatch]] = {source.name: [] for source in sources}
-        mended = {source.name: mended_files(self.config.root, source.name) for source in sources}
-        read = dict.fromkeys([*found, *itertools.chain(*mended.values())])
-        with digested(list(read)) as digests:
-            for source, batch in read_together(sources):
-                reasons[source.name].update(batch.column("reason").to_pylist())
-                seen[source.name].append(batch.select(list(EXAMPLE_COLUMNS)))
-                yield beam.pvalue.TaggedOutput(REJECTED, batch)
-        files = dict(zip(read, digests, strict=True))
-        for source in sources:
-            row = self._counts(source, reasons[source.name])
-            if seen[source.name]:
-                row[EXAMPLES] = examples(seen[source.name])
-            if self.build is not None:
-                of_topic = 0 if self.live is None else sum(self.live.lengths(source.name))
-                row["logged"] = sum(source.lengths) + of_topic
-                if of_topic:
-                    row["live"] = of_topic
-                mine = [*found, *mended[source.name]]
-                row["files"] = [asdict(files[path]) for path in mine]
-            shutil.rmtree(source.work, ignore_errors=True)
-            yield json.dumps(row)
-
-    def _counts(self, source: ReadSource, reasons: Counter[str]) -> dict[str, Any]:
-        """Write the log of a source that is read; return its counts."""
-        row = {
-            "source": source.name,
-            "read": source.counts.read,
-            "dropped": source.counts.dropped,
-            "kept": source.counts.kept,
-            "mended": source.mended,
-            "rejected": sum(reasons.values()),
-            "reasons": dict(reasons),
-        }
-        if self.config.sources[source.name].ambiguous is not None:
-            row["repeated_local_times"] = source.counts.resolved
-        if (counts := source.write_log(self.build, self.live)) is not None:
-            row |= counts.as_figures()
-        if source.repeated is not None:
-            row["repeated_request_ids"] = source.repeated
-        return row
 
 
 def wire(
@@ -124,19 +53,25 @@ def wire(
     build: Path | None,
     live: LiveRows | None,
     pipeline: beam.Pipeline,
+    place: TaskPlace | None,
 ) -> None:
     """Wire the job; see `ingest`."""
+    does = Ingest(config, build, work / _RUNS, live)
+    groups = alike(config)
+    if place is not None:
+        tasks = [json.dumps([number, names]) for number, names in enumerate(groups)]
+        dealt = pipeline | "Sources" >> Elements(tasks) | "Deal" >> beam.Reshuffle()
+        _ = dealt | step("Ingest", IngestElsewhere(does, work, place))
+        return
     out = (
         pipeline
-        | "Sources" >> Elements([json.dumps(names) for names in alike(config)])
+        | "Sources" >> Elements([json.dumps(names) for names in groups])
         | "Deal" >> beam.Reshuffle()
-        | step("Ingest", Ingest(config, build, work / _RUNS, live)).with_outputs(
-            REJECTED, main=COUNTS
-        )
+        | step("Ingest", does).with_outputs(REJECTED, main=COUNTS)
     )
-    write = WriteParquet(work / paths.REJECTED, ("stage", "stream", "partition", "position"))
+    write = WriteParquet(work / paths.REJECTED, NAMED_BY)
     _ = out[REJECTED] | step("Rejected", write)
-    _ = out[COUNTS] | step("Counts", _WriteCounts(work / _COUNTS))
+    _ = out[COUNTS] | step("Counts", _WriteCounts(work / COUNTED))
 
 
 def ingest(
@@ -167,7 +102,7 @@ def ingest(
         for each reason and column.
     """
     jobs = BatchJobs.on(None, config.project.name) if jobs is None else jobs
-    collected = work / _COUNTS
+    collected = work / COUNTED
     with progress.stage("ingest", total=len(config.sources), unit="sources") as stage:
         stage.note(jobs.choice.why)
 
@@ -177,7 +112,8 @@ def ingest(
             if build is not None:
                 shutil.rmtree(build / paths.LOG, ignore_errors=True)
 
-        jobs.run(STEP, partial(wire, config, work, build, live), clear)
+        gives = needs(config, build, live) if jobs.end is not None else {}
+        jobs.run(STEP, partial(wire, config, work, build, live), clear, gives)
         counts = [read_json(path, dict, "run again") for path in sorted(collected.glob("*.json"))]
         stage.advance(len(counts))
     return {row.pop("source"): row for row in counts}
@@ -215,4 +151,4 @@ class _WriteCounts(beam.DoFn):
         self._folder = folder
 
     def process(self, element: str) -> None:
-        write_text(self._folder / f"{json.loads(element)['source']}.json", element)
+        write_counts(self._folder, element)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tidemill.features.errors import InputError
+from tidemill.pipelines.io.files.input_files import at_hand
 from tidemill.serving.files.file_digest import file_sha256
 from tidemill.serving.files.file_errors import named_for
 
@@ -29,8 +30,9 @@ class SourceFile:
     @staticmethod
     def of(path: Path) -> SourceFile:
         """Digest a file."""
+        here = at_hand(path)
         with named_for(path):
-            return SourceFile(str(path), path.stat().st_size, file_sha256(path))
+            return SourceFile(str(path), here.stat().st_size, file_sha256(here))
 
 
 @contextmanager
@@ -49,5 +51,5 @@ def digested(paths: Sequence[Path]) -> Iterator[list[SourceFile]]:
 
 def _status(path: Path) -> tuple[int, int, int]:
     with named_for(path):
-        found = path.stat()
+        found = at_hand(path).stat()
     return found.st_ino, found.st_size, found.st_mtime_ns

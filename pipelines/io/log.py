@@ -89,10 +89,13 @@ class Log:
         """Return the file of a partition, the first one."""
         return piece_path(self.root / LOG / source, partition, 0)
 
+    def paths(self, source: str, partition: int) -> list[Path]:
+        """Return the build's files of a partition."""
+        return piece_paths(self.root / LOG / source, partition)
+
     def size(self, source: str, partition: int) -> int:
         """Return how many bytes the build's files of a partition have."""
-        paths = piece_paths(self.root / LOG / source, partition)
-        return sum(path.stat().st_size for path in paths)
+        return sum(path.stat().st_size for path in self.paths(source, partition))
 
     def sources(self) -> list[str]:
         """Return the names of the sources that have a log, in order."""

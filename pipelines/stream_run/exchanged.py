@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qs, urlsplit
+from typing import TYPE_CHECKING
 
 from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.engines.choosing import EngineChoice
-from tidemill.pipelines.io.exchange.objects import without_secrets
+from tidemill.pipelines.engines.exchange_urls import is_address_here, missing_exchange
 from tidemill.pipelines.io.exchange.program_end import ProgramEnd, exchange
 from tidemill.pipelines.publish.publish import PublishToStore
 from tidemill.pipelines.recovery.resume import Start
@@ -30,8 +28,6 @@ from tidemill.serving.stores.redis_place import RedisPlace
 if TYPE_CHECKING:
     from tidemill.pipelines.engines.attempted import Meeting
 
-_HERE: Final = re.compile(r"localhost|127(\.\d+){3}|::1|0\.0\.0\.0")
-
 
 def local_places(config: Configuration, *, is_here: bool) -> list[str]:
     """Return what workers on other machines would not find, each with what to set instead.
@@ -43,32 +39,15 @@ def local_places(config: Configuration, *, is_here: bool) -> list[str]:
         is_here: Whether these workers are on this machine after all, in processes that share no
             folder with the program: they reach its addresses, and what is mounted.
     """
-    found, store, url = [], config.online_store, config.stream.exchange
-    if url is None:
-        found.append(
-            "stream.exchange is not set; name a folder in object storage, such as "
-            "gs://BUCKET/tidemill"
-        )
-    elif not is_here and _is_here(url):
-        found.append(
-            f"stream.exchange, {without_secrets(url)}, is of this machine; name a folder in object "
-            "storage, such as gs://BUCKET/tidemill"
-        )
+    found, store = missing_exchange(config.stream.exchange, is_here=is_here), config.online_store
     if isinstance(store, SqlitePlace):
         found.append(f"the online store, {store.path}, is a file; let it be Redis")
-    elif not is_here and isinstance(store, RedisPlace) and _HERE.fullmatch(store.host):
+    elif not is_here and isinstance(store, RedisPlace) and is_address_here(store.host):
         found.append(
             f"the online store, {store.host}:{store.port}, is of this machine; name one that they "
             "reach"
         )
     return found
-
-
-def _is_here(url: str) -> bool:
-    parts = urlsplit(url)
-    override = parse_qs(parts.query).get("endpoint_override", [""])[0]
-    host = urlsplit(override if "://" in override else f"//{override}").hostname
-    return parts.scheme == "file" or _HERE.fullmatch(host or "") is not None
 
 
 def check_exchange(config: Configuration, choice: EngineChoice, say: Callable[[str], None]) -> None:

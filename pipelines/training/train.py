@@ -64,7 +64,8 @@ def train(
     Args:
         config: The configuration.
         progress: Where progress is shown.
-        engine: The engine of the analysis: ``fnapi``, ``prism`` or ``flink``; None for the default.
+        engine: The engine of the analysis: ``fnapi``, ``prism``, ``flink`` or ``dataflow``; None
+            for the default.
         beam_flags: Flags of Beam, for an engine that takes some.
 
     Returns:

@@ -67,7 +67,7 @@ def analyse(
     import tensorflow_transform as tft
     import tensorflow_transform.beam as tft_beam
 
-    from tidemill.pipelines.training.analysis import wire
+    from tidemill.pipelines.training.analysis import ROWS, wire
 
     _quieten_python_logs()
     feed = to_arrow_feed(columns, inputs)
@@ -78,13 +78,14 @@ def analyse(
         source = Path(scratch) / "rows.arrow"
         _write_batches(_as_lists(feed), source)
         jobs = BatchJobs.on(None, "analysis") if jobs is None else jobs
-        with tft_beam.Context(temp_dir=scratch):
+        with tft_beam.Context(temp_dir=scratch), jobs.meeting([directory.parent]) as jobs:
             jobs.run(
                 "analyse",
                 partial(
                     wire, source, _adapter_config(inputs), _checked(preprocessing_fn), directory
                 ),
                 partial(shutil.rmtree, directory, ignore_errors=True),
+                {ROWS: [source]},
             )
     schema = tft.TFTransformOutput(str(directory)).transformed_metadata.schema
     numeric, vocabularies = _outputs(schema)

@@ -13,7 +13,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final
 
-from tidemill.features.errors import EngineLost
 from tidemill.pipelines.io.exchange.journal import SILENT_S, patiently
 from tidemill.pipelines.io.exchange.journal_reader import (
     JournalReader,
@@ -129,13 +128,11 @@ class Hearing:
         """Tell whether all that was told before then was heard, also of workers that are new."""
         return self._all_heard_s > asked_s
 
-    def check(self) -> None:
-        """Check that no worker is silent.
-
-        Raises:
-            EngineLost: One has told nothing for too long.
-        """
-        for name, one in list(self._workers.items()):
-            # Not by the clock: while a topic takes nothing, nothing is taken of workers either.
-            if self._looked_s - one.heard_s > SILENT_S:
-                raise EngineLost(f"the worker {name} has told nothing for {SILENT_S:.0f} s")
+    def silent(self) -> list[str]:
+        """Return the workers that have told nothing for too long."""
+        # Not by the clock: while a topic takes nothing, nothing is taken of workers either.
+        return [
+            name
+            for name, one in list(self._workers.items())
+            if self._looked_s - one.heard_s > SILENT_S
+        ]

@@ -60,10 +60,14 @@ class JournalWriter:
         objects: The storage.
         folder: The folder; nobody else writes there.
         beat: Returns what to tell beside everything else, also when there is nothing else.
+
+    Attributes:
+        beats: Whether something is told when there is nothing else.
     """
 
     def __init__(self, objects: Objects, folder: str, beat: Callable[[], Entry]) -> None:
         self._objects, self._folder, self._beat = objects, folder, beat
+        self.beats = True
         self._queue: deque[Entry] = deque()
         self._bytes, self._is_writing, self._ended = 0, False, False
         self._due_s = math.inf
@@ -122,6 +126,8 @@ class JournalWriter:
                 self._await_due()
                 if self._ended:
                     return
+                if not (self._queue or self.beats):
+                    continue
                 entries = list(self._taken())
                 self._is_writing = True
             entries.append(self._beat())

@@ -1,7 +1,8 @@
 """What jobs have left in an exchange whose programs were killed, and how it is removed.
 
-A root has a folder there, by its id, and each of its jobs one below that. A copy of a root has the
-same id, so a job of another name may be that of a program that runs: it tells something every two
+A root has a folder there, by its id, and each of its streams' jobs, and each of its commands with
+jobs in batch, one below that. A copy of a root has the same id, and a backfill runs beside a
+stream, so a job of another name may be that of a program that runs: it tells something every two
 seconds. Only what is silent is removed.
 """
 
@@ -13,7 +14,7 @@ from typing import Final
 
 from tidemill.features.errors import ExchangeError
 from tidemill.pipelines.io.exchange.journal import BEAT_S
-from tidemill.pipelines.io.exchange.names import DOWN
+from tidemill.pipelines.io.exchange.names import BATCH, DOWN
 from tidemill.pipelines.io.exchange.objects import Objects
 
 _SILENT_S: Final = 5 * BEAT_S
@@ -56,9 +57,12 @@ def remove_silent(url: str, root_id: str, job: str, ended: threading.Event) -> N
             return
         for other, last in _last_told(objects, job).items():
             if last != before.get(other):
-                _log.warning(
-                    "another program has the job %s in %s: its root is a copy of this one, with "
-                    "the same id; it is left alone",
+                # A stream and a backfill of one root may run at the same time.
+                is_usual = BATCH in (job[: len(BATCH)], other[: len(BATCH)])
+                _log.log(
+                    logging.INFO if is_usual else logging.WARNING,
+                    "another program has the job %s in %s: its root is this one, or a copy of it "
+                    "with the same id; it is left alone",
                     other,
                     objects.shown,
                 )

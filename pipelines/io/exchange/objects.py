@@ -9,8 +9,9 @@ needed; and folders are removed, not single objects, since pyarrow asks S3 four 
 from __future__ import annotations
 
 import posixpath
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Final
@@ -18,7 +19,7 @@ from typing import Final
 import pyarrow as pa
 from pyarrow import fs
 
-from tidemill.features.errors import ExchangeError, ExchangeUnreachable
+from tidemill.features.errors import ExchangeError, ExchangeUnreachable, TidemillError
 from tidemill.pipelines.io.exchange.storage_errors import is_unanswered, is_unclear, storage_error
 
 _WRITING: Final = ".writing"
@@ -57,6 +58,8 @@ class Objects:
     def _named(self, what: str) -> Iterator[None]:
         try:
             yield
+        except TidemillError:
+            raise  # of what is written, or of whoever reads
         except (OSError, pa.ArrowException, ValueError) as error:
             raise self._error(what, error) from None
 
@@ -108,6 +111,15 @@ class Objects:
         Raises:
             ExchangeError: It cannot be written.
         """
+        self.put_pieces(name, pieces)
+
+    def put_pieces(self, name: str, pieces: Iterable[bytes | memoryview | pa.Buffer]) -> None:
+        """Write an object, piece by piece; it is there once all are written. Errors as for `put`.
+
+        Args:
+            name: Its name.
+            pieces: What it has, perhaps more than the memory holds.
+        """
         found, path = self._opened[0], self._path(name)
         with self._named("written"):
             if not isinstance(found, fs.LocalFileSystem | fs.HadoopFileSystem):
@@ -115,12 +127,13 @@ class Objects:
                     for piece in pieces:
                         stream.write(piece)
                 return
-            # A file is seen while it grows.
+            # A file is seen while it grows. Another process may write the same at the same time.
             found.create_dir(posixpath.dirname(path), recursive=True)
-            with found.open_output_stream(path + _WRITING) as stream:
+            unfinished = f"{path}.{secrets.token_hex(4)}{_WRITING}"
+            with found.open_output_stream(unfinished) as stream:
                 for piece in pieces:
                     stream.write(piece)
-            found.move(path + _WRITING, path)
+            found.move(unfinished, path)
 
     def get(self, name: str) -> pa.Buffer | None:
         """Read an object; None if there is none.
@@ -137,6 +150,43 @@ class Objects:
             return file.read_buffer()
         self._check_bucket()
         return None
+
+    def get_range(self, name: str, start: int, size: int) -> pa.Buffer | None:
+        """Read a part of an object; None if there is no such object.
+
+        Args:
+            name: Its name.
+            start: The first byte; below 0 it is counted from the end.
+            size: How many bytes are read, or fewer where the object ends.
+
+        Raises:
+            ExchangeError: It cannot be read.
+        """
+        found, path = self._opened[0], self._path(name)
+        with (
+            self._named("read"),
+            suppress(FileNotFoundError),
+            found.open_input_file(path) as file,
+        ):
+            file.seek(start if start >= 0 else max(file.size() + start, 0))
+            return file.read_buffer(size)
+        self._check_bucket()
+        return None
+
+    def blocks(self, name: str, size: int) -> Iterator[pa.Buffer]:
+        """Yield an object in blocks of so many bytes; nothing if there is no such object.
+
+        Raises:
+            ExchangeError: It cannot be read.
+        """
+        found, path = self._opened[0], self._path(name)
+        with (
+            self._named("read"),
+            suppress(FileNotFoundError),
+            found.open_input_file(path) as file,
+        ):
+            while (block := file.read_buffer(size)).size:
+                yield block
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names of all objects in a folder and below it, ascending.

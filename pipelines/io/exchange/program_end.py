@@ -197,10 +197,19 @@ class ProgramEnd:
             ExchangeError: The storage was away for too long.
             TidemillError: What a worker has handed over cannot be written.
         """
+        self.check_here()
+        for name in self.silent():
+            raise EngineLost(f"the worker {name} has told nothing for {SILENT_S:.0f} s")
+
+    def check_here(self) -> None:
+        """Check this end alone, as `check` does."""
         if self._failed is not None:
             raise self._failed
         self._journal.check()
-        self._hearing.check()
+
+    def silent(self) -> list[str]:
+        """Return the workers that have told nothing for too long."""
+        return self._hearing.silent()
 
     def problem(self) -> str:
         """Return what a worker has told is wrong with it; empty if none has."""
@@ -308,10 +317,22 @@ def exchange(
         ExchangeError: The storage cannot be written or read.
     """
     place = ExchangePlace(below(url, root_id, job), str(root))
+    with opened(place, writes, report_taken, join_pieces) as end:
+        end.begin(lambda ended: remove_silent(url, root_id, job, ended), "remove-left")
+        yield end
+
+
+@contextmanager
+def opened(
+    place: ExchangePlace,
+    writes: Sequence[Path],
+    report_taken: Callable[[str, int], None],
+    join_pieces: JoinPieces,
+) -> Iterator[ProgramEnd]:
+    """Open a program's end; arguments and errors as for `exchange` and `ProgramEnd`."""
     _try_out(Objects(place.url))
     end = ProgramEnd(place, writes, report_taken, join_pieces)
     try:
-        end.begin(lambda ended: remove_silent(url, root_id, job, ended), "remove-left")
         yield end
     finally:
         end.close()

@@ -29,7 +29,8 @@ Entry: TypeAlias = Sequence[Bytes]
 """An encoded entry, in pieces."""
 
 SOMEBODY: Final = (
-    "somebody else writes to the exchange: let nobody, and run `tidemill stream --resume`"
+    "somebody else writes to the exchange: let nobody, and run the command again (a stream with "
+    "--resume)"
 )
 _LARGE: Final = 1 << 16
 

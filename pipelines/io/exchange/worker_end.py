@@ -105,6 +105,29 @@ class WorkerEnd:
         self._folders: dict[str, Path] = {}
         self._lock = threading.Lock()
         self._is_checked = False
+        self._tasks = 0
+
+    def begin_task(self) -> None:
+        """Tell that a task of a job in batch begins here."""
+        self._count_task(1)
+
+    def end_task(self) -> None:
+        """Tell that one has ended; without any, nothing more is told, and nobody misses it."""
+        self._count_task(-1)
+        self.flush()
+
+    def rest(self) -> None:
+        """Tell nothing more until a task begins."""
+        self._count_task(0)
+
+    def _count_task(self, more: int) -> None:
+        with self._lock:
+            self._tasks += more
+            tasks = self._tasks
+            self._taken = lambda: tasks
+            self._journal.beats = tasks > 0
+            if more:
+                self._journal.tell(self._beat())
 
     def check(self, code: ProgramCode) -> None:
         """Check the code of this process once; what is wrong, now or later, is told the program.

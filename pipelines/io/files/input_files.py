@@ -9,6 +9,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
@@ -193,6 +194,28 @@ def _decompressed_name(path: Path) -> Path:
     return path.with_suffix("") if is_compressed(path) else path
 
 
+_COPIES: Final[ContextVar[Mapping[Path, Path]]] = ContextVar("copies", default={})  # noqa: B039
+
+
+@contextlib.contextmanager
+def copied(copies: Mapping[Path, Path]) -> Iterator[None]:
+    """Read copies of files in the block, which are called by the files' own names.
+
+    Args:
+        copies: File to its copy on this machine, which may lack the file.
+    """
+    token = _COPIES.set(copies)
+    try:
+        yield
+    finally:
+        _COPIES.reset(token)
+
+
+def at_hand(path: Path) -> Path:
+    """Return where the bytes of a file are on this machine (`copied`)."""
+    return _COPIES.get().get(path, path)
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading, and decompress ``.gz``, or ``.zip`` with one member.
@@ -202,15 +225,15 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """
     try:
         with contextlib.ExitStack() as stack:
-            suffix = path.suffix.lower()
+            suffix, here = path.suffix.lower(), at_hand(path)
             if suffix == ".gz":
-                yield cast(BinaryIO, stack.enter_context(gzip.open(path)))
+                yield cast(BinaryIO, stack.enter_context(gzip.open(here)))
             elif suffix == ".zip":
-                archive = stack.enter_context(zipfile.ZipFile(path))
+                archive = stack.enter_context(zipfile.ZipFile(here))
                 member = _only_member(archive, path)
                 yield cast(BinaryIO, stack.enter_context(archive.open(member)))
             else:
-                yield stack.enter_context(path.open("rb"))
+                yield stack.enter_context(here.open("rb"))
     except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(
             f"{path.name}: cannot be decompressed ({error}); is it complete, and does its "

@@ -15,7 +15,7 @@ import pytest
 from tests.support import trained_bundle as given
 from tests.support.exports import contents
 from tests.support.folders import build_of
-from tidemill.features.errors import ClusterUnreachable, EngineLost, UnknownEngine
+from tidemill.features.errors import ClusterUnreachable, EngineLost
 from tidemill.features.models.preprocessing import model_inputs
 from tidemill.pipelines.commands.scaffold import write_project
 from tidemill.pipelines.config.configuration import load
@@ -59,15 +59,10 @@ def test_an_analysis_on_prism_has_the_graph_of_one_on_fnapi(tmp_path: Path) -> N
     assert graphs[0].hash == graphs[1].hash
 
 
-def test_dataflow_is_refused() -> None:
-    with pytest.raises(UnknownEngine, match="streams only"):
-        BatchJobs.on("dataflow", "test")
-
-
 class _Unlucky(BatchJobs):
     """Loses its first jobs."""
 
-    def _run_on_flink(self, _: object, attempt: Attempt, step: str, wire: Wire) -> Any:
+    def _run_attempt(self, attempt: Attempt, step: str, wire: Wire, _: object) -> Any:
         assert attempt.is_submitted
         found = self.attempts / "lost"
         lost = int(found.read_text()) if found.exists() else 0
@@ -87,7 +82,7 @@ def test_a_job_that_is_lost_is_run_again_from_its_beginning_a_few_times(
     jobs = _Unlucky(choice, "test", "a:b", "", tmp_path, said.append)
 
     def run() -> Any:
-        return jobs.run(str(losses), lambda _: None, lambda: cleared.append(len(said)))
+        return jobs.run(str(losses), lambda *_: None, lambda: cleared.append(len(said)))
 
     if losses > MOST:
         with pytest.raises(EngineLost, match=f"is lost; the job '{losses}' was lost {losses} time"):
@@ -96,7 +91,7 @@ def test_a_job_that_is_lost_is_run_again_from_its_beginning_a_few_times(
         assert run() == "done"
     assert len(said) == min(losses, MOST)
     assert cleared == list(range(1, len(said) + 1))
-    assert [path.name for path in tmp_path.iterdir()] == ["lost"]
+    assert [path.name for path in jobs.attempts.iterdir()] == ["lost"]
 
 
 @pytest.mark.parametrize("stage", [backfill, train])

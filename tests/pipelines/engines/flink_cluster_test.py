@@ -215,7 +215,7 @@ def test_an_analysis_has_the_graph_of_one_on_fnapi(up: TestCluster, tmp_path: Pa
     rows, inputs = given.rows(20_000), model_inputs(given.PROJECT)
     choice = choose_engine("flink", streaming=False, flags=up.flags[3:])
     module = "tests.support.trained_bundle:PROJECT"
-    on_flink = BatchJobs(choice, "test", module, given.PROJECT.hash, tmp_path / "jobs")
+    on_flink = BatchJobs(choice, "test", module, given.PROJECT.hash, tmp_path)
     graphs = [
         analyse(given.preprocess, inputs, rows, tmp_path / jobs.choice.name, jobs)
         for jobs in (BatchJobs.on("fnapi", "test"), on_flink)
@@ -228,12 +228,12 @@ def test_the_error_of_a_task_ends_the_command_by_its_name(up: TestCluster, tmp_p
     module = "tests.support.trained_bundle:PROJECT"
     jobs = BatchJobs(choice, "test", module, given.PROJECT.hash, tmp_path)
 
-    def wire(pipeline: beam.Pipeline) -> None:
+    def wire(pipeline: beam.Pipeline, _: object) -> None:
         _ = pipeline | beam.Impulse() | beam.ParDo(_Fail())
 
     with pytest.raises(DamagedState, match="the state is damaged: remove it"):
         jobs.run("fails", wire)
-    assert list(tmp_path.iterdir()) == []
+    assert list(jobs.attempts.iterdir()) == []
 
 
 # A replay.

@@ -26,7 +26,7 @@ from tidemill.features.errors import (
     EngineLost,
     WrongBeamFlag,
 )
-from tidemill.pipelines.engines import flink_jobs, flink_run
+from tidemill.pipelines.engines import flink_jobs, flink_run, left_jobs
 from tidemill.pipelines.engines.choosing import Engine, EngineChoice, choose_engine
 from tidemill.pipelines.engines.failures import original
 from tidemill.pipelines.engines.flink import (
@@ -212,7 +212,7 @@ def working(attempt: Attempt) -> Iterator[RunningProcess]:
 def test_workers_that_a_killed_program_has_left_are_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flink_jobs, "_EXIT_S", 0.1)
+    monkeypatch.setattr(flink_jobs, "EXIT_S", 0.1)
     attempt = Attempt.below(tmp_path)
     with attempt.submitted(), working(attempt) as worker:
         flink_jobs.end_jobs(tmp_path)
@@ -223,12 +223,12 @@ def test_workers_that_a_killed_program_has_left_are_ended(
 def test_workers_of_programs_that_run_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flink_jobs, "_EXIT_S", 0.1)
+    monkeypatch.setattr(flink_jobs, "EXIT_S", 0.1)
     mine, abandoned = Attempt.below(tmp_path), Attempt.below(tmp_path)
     with abandoned.submitted():
         pass
     with mine.submitted(), working(mine) as worker, working(abandoned) as left:
-        flink_jobs.end_abandoned(tmp_path)
+        left_jobs.end_abandoned(tmp_path)
         assert worker.is_alive()
         assert not left.is_alive()
         assert list(tmp_path.iterdir()) == [mine.folder]

@@ -470,7 +470,7 @@ def test_an_object_that_is_not_what_was_written_ends_the_job_by_name(
         program.take()
         with pytest.raises(DamagedState, match=said) as error:
             wait(lambda: False, program)
-    assert "let nobody, and run `tidemill stream --resume`" in str(error.value)
+    assert "let nobody, and run the command again (a stream with --resume)" in str(error.value)
     assert [b"2"] not in kept.said
 
 
