@@ -3,8 +3,9 @@
 It speaks as much of both REST interfaces as Beam and Tidemill use: jobs (create, get, list, update
 with a requested state) and their messages; buckets and resumable uploads. It takes the pipeline
 from where the job says that it was staged, and gives it to a Prism of its own, whose workers are
-those of a pool (`tests.support.elsewhere`). Like Dataflow it begins again, for ever, what has
-failed; unlike Dataflow it begins the whole job again, and its workers' states are lost with it.
+those of a pool (`tests.support.elsewhere`). Like Dataflow it begins again what has failed, for ever
+or, of a job in batch, four times; unlike Dataflow it begins the whole job again, and its workers'
+states are lost with it.
 
 It is a stand-in because Google's is not to be had without an account: what it accepts says nothing
 about what Google's accepts.
@@ -50,6 +51,7 @@ _ENDED: Final = frozenset(
 _STATES: Final = {5: "JOB_STATE_CANCELLED", 7: "JOB_STATE_DRAINING"}
 _LOOK_S: Final = 0.1
 _AGAIN_S: Final = 1.0
+_BATCH_BEGINS: Final = 4
 
 
 @dataclass
@@ -71,6 +73,11 @@ class ServedJob:
     begun: int = 0
     cancelled: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it is to end when its work is done, as a stream is not."""
+        return self.made["type"] in (1, "JOB_TYPE_BATCH")
 
     def as_json(self) -> dict[str, Any]:
         kept = {key: self.made[key] for key in ("name", "type", "clientRequestId")}
@@ -219,12 +226,19 @@ class DataflowService:
                 if not job.cancelled.is_set():
                     job.state = "JOB_STATE_RUNNING"
                 request = beam_job_api_pb2.GetJobStateRequest(job_id=prism_job)
-                while not job.cancelled.wait(_LOOK_S):
-                    if stub.GetState(request).state in _ENDED:
-                        break  # and again
+                state = None
+                while not job.cancelled.wait(_LOOK_S) and state not in _ENDED:
+                    state = stub.GetState(request).state
+                if state == beam_job_api_pb2.JobState.DONE and job.is_batch:
+                    job.state = "JOB_STATE_DONE"
+                    return
             finally:
                 server.stop()
                 server.delete_log()
+            if job.is_batch and job.begun == _BATCH_BEGINS:
+                job.messages.append("Workflow failed. Causes: a work item has failed 4 times.")
+                job.state = "JOB_STATE_FAILED"
+                return
             job.cancelled.wait(_AGAIN_S)
         job.state = "JOB_STATE_CANCELLED"
 

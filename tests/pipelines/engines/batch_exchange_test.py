@@ -6,37 +6,36 @@ in an exchange.
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-from collections.abc import Sequence
 from pathlib import Path
 
-from tests.pipelines.engines.exchange_test import WRONG_KEY
 from tests.support import fork_server
-from tests.support.elsewhere import command_elsewhere, elsewhere
+from tests.support import trained_bundle as given
+from tests.support.elsewhere import elsewhere
 from tests.support.exports import contents
 from tests.support.flink_cluster import TestCluster
 from tests.support.folders import build_of
-from tests.support.markdown import ROOT
 from tests.support.s3_server import S3Server
-from tests.support.waiting import wait_until
+from tidemill.features.models.preprocessing import model_inputs
 from tidemill.pipelines.commands.scaffold import write_project
+from tidemill.pipelines.engines.batch_jobs import BatchJobs
+from tidemill.pipelines.engines.choosing import choose_engine
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.training.transform import analyse
 
 WITHIN_S = 500.0
 NAMED = ("build.json", "states/handoff.json")
 """What names the generation, which has an id of its own."""
 
 
-def shop(folder: Path, exchange: str) -> Path:
+def shop(folder: Path, exchange: str | None) -> Path:
     """Write a project with a rejected record, whose workers meet it at a URL."""
     project = write_project("shop", folder)
     with (project / "events" / "orders.csv").open("a") as file:
         file.write("o-wrong,not a time,c-1,1.0\n")
     path = project / "tidemill.yaml"
-    text = path.read_text().replace("stream: {", f'stream: {{exchange: "{exchange}", ')
-    path.write_text(text.replace("epochs: 15", "epochs: 1").replace("seeds: 2", "seeds: 1"))
+    if exchange is not None:
+        text = path.read_text().replace("stream: {", f'stream: {{exchange: "{exchange}", ')
+        path.write_text(text)
     return project
 
 
@@ -59,29 +58,41 @@ def rejected(root: Path) -> dict[str, bytes]:
     return contents(root / paths.REJECTED)
 
 
-def bundles(root: Path) -> list[str]:
-    return sorted(path.name for path in (root / paths.BUNDLES).iterdir() if path.is_dir())
-
-
 def left(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_a_backfill_and_a_training_have_the_bytes_of_those_on_fnapi(
-    cluster: TestCluster, tmp_path: Path
-) -> None:
+def graphs(jobs: BatchJobs, folder: Path) -> list[str]:
+    """Return the hashes of the graphs of an analysis here, and of one by some jobs."""
+    rows, inputs = given.rows(20_000), model_inputs(given.PROJECT)
+    return [
+        analyse(given.preprocess, inputs, rows, folder / name, of).hash
+        for name, of in (("here", BatchJobs.on("fnapi", "test")), ("there", jobs))
+    ]
+
+
+def test_a_backfill_has_the_bytes_of_one_on_fnapi(cluster: TestCluster, tmp_path: Path) -> None:
     project = shop(tmp_path, f"file://{tmp_path / 'exchange'}")
     run(project, "backfill")
-    run(project, "train")
     there = project / "there"
     with elsewhere(there, tmp_path / "pool") as pool:
-        flags = [*cluster.flags, pool.flag, "--parallelism=2"]
-        run(project, "backfill", "--root", "there", *flags)
-        assert build(there) == build(project / "run")
-        assert rejected(there) == rejected(project / "run")
-        assert left(there / paths.REJECTED)
-        run(project, "train", "--root", "there", *flags)
-        assert bundles(there) == bundles(project / "run")
+        run(project, "backfill", "--root", "there", *cluster.flags, pool.flag, "--parallelism=2")
         assert pool.written() == []
+    assert build(there) == build(project / "run")
+    assert rejected(there) == rejected(project / "run")
+    assert left(there / paths.REJECTED)
     assert left(tmp_path / "exchange") == []
     assert list((there / paths.JOBS).iterdir()) == []
+
+
+def test_an_analysis_has_the_graph_of_one_on_fnapi(
+    cluster: TestCluster, s3: S3Server, tmp_path: Path
+) -> None:
+    root, module = tmp_path / "root", "tests.support.trained_bundle:PROJECT"
+    with elsewhere(root, tmp_path / "pool", s3.environment) as pool:
+        choice = choose_engine("flink", streaming=False, flags=[*cluster.flags[3:], pool.flag])
+        jobs = BatchJobs(choice, "test", module, given.PROJECT.hash, root, exchange=s3.url)
+        here, there = graphs(jobs, root)
+        assert pool.written() == []
+    assert there == here
+    assert s3.objects() == []
