@@ -195,9 +195,10 @@ class StreamOptions:
             every topic. There are no more than the largest topic has partitions.
         inference: What the step that scores requests needs of a machine.
         exchange: The URL of a folder in object storage, or of one that is mounted everywhere,
-            through which workers of an engine of several processes (Flink) meet the program; None
-            if they share its disk (`pipelines.io.exchange`). FnApiRunner and Prism have no such
-            workers: there it is not used, and `tidemill stream` says so once.
+            through which workers of an engine of several processes (Flink, Dataflow) meet the
+            program, also those of `tidemill backfill` and `train`; None if they share its disk
+            (`pipelines.io.exchange`). FnApiRunner and Prism have no such workers: there it is not
+            used, and `tidemill stream` says so once.
     """
 
     engine: str | None = None

@@ -28,6 +28,8 @@ CHUNK: Final = 1 << 18
 _BLOCK: Final = 16 * CHUNK
 """The bytes that are sent, or copied, at once."""
 _LENGTH: Final = 8
+_MOST: Final = 1 << 26
+"""No entry has more bytes: such a file had four terabytes."""
 _TAIL: Final = 1 << 16
 """The bytes at an object's end that are read first: of most objects its whole entry."""
 
@@ -79,7 +81,7 @@ class ChunkedObject:
         self._objects, self._name, self._place = objects, name, objects.place(name)
         tail = self._range(-_TAIL, _TAIL)
         length = int.from_bytes(tail.slice(max(tail.size - _LENGTH, 0)).to_pybytes(), "little")
-        if length + _LENGTH > tail.size:
+        if tail.size - _LENGTH < length <= _MOST:
             tail = self._range(-length - _LENGTH, length + _LENGTH)
         if not 0 < length <= tail.size - _LENGTH:
             raise self._damaged("does not end as it was written")

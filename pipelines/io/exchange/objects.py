@@ -169,7 +169,7 @@ class Objects:
             found.open_input_file(path) as file,
         ):
             file.seek(start if start >= 0 else max(file.size() + start, 0))
-            return file.read_buffer(size)
+            return file.read_buffer(min(size, file.size()))
         self._check_bucket()
         return None
 

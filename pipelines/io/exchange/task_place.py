@@ -168,6 +168,7 @@ class Task:
             put_file(self._files, f"{OUT}/{name}", path)
             if path in last or keep is None or not keep(path):
                 taken.append(name)
+        self._program.check()
         name = f"{DONE}/{self.name}"
         pieces = list(sealed(self._job.place(name), [told(Told.DONE, {"names": taken})]))
         patiently(lambda: self._job.put(name, *pieces))
@@ -200,10 +201,9 @@ class _Program:
             names = patiently(lambda: self._job.names(DOWN))
             now_s = self._looked_s = time.monotonic()
             self._heard_s += now_s - began_s  # nobody can tell anything while storage is away
-            last = names[-1] if names else ""
-            if last != self._last:
-                self._last, self._heard_s = last, now_s
-            elif now_s - self._heard_s > SILENT_S or not names:
+            if names and names[-1] != self._last:
+                self._last, self._heard_s = names[-1], now_s
+            elif now_s - self._heard_s > SILENT_S or (self._last and not names):
                 raise EngineLost(
                     "the program that submitted the job tells nothing any more, and so the job ends"
                 )
