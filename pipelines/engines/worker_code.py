@@ -82,7 +82,7 @@ class WorkerCode:
             end = self.exchange.here()
             end.join()
             if self.ends:
-                end.rest()
+                end.wait_for_tasks()
 
     def report(self, problem: str) -> None:
         """Leave the program what is wrong with this process, which takes up no work.

@@ -60,14 +60,18 @@ class JournalWriter:
         objects: The storage.
         folder: The folder; nobody else writes there.
         beat: Returns what to tell beside everything else, also when there is nothing else.
-
-    Attributes:
-        beats: Whether something is told when there is nothing else.
+        is_wanted: Tells whether something is to be told when there is nothing else.
     """
 
-    def __init__(self, objects: Objects, folder: str, beat: Callable[[], Entry]) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        folder: str,
+        beat: Callable[[], Entry],
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._is_wanted = is_wanted
         self._objects, self._folder, self._beat = objects, folder, beat
-        self.beats = True
         self._queue: deque[Entry] = deque()
         self._bytes, self._is_writing, self._ended = 0, False, False
         self._due_s = math.inf
@@ -94,13 +98,15 @@ class JournalWriter:
             self._due_s = min(self._due_s, time.monotonic() + within_s)
             self._changed.notify_all()
 
-    def flush(self) -> None:
-        """Wait until all that was told is written; errors as for `tell`."""
+    def flush(self, within_s: float | None = None) -> None:
+        """Wait until all that was told is written, or for so long; errors as for `tell`."""
         with self._changed:
             if self._queue:
                 self._due_s = 0.0
                 self._changed.notify_all()
-            self._changed.wait_for(lambda: self._failed or not (self._queue or self._is_writing))
+            self._changed.wait_for(
+                lambda: self._failed or not (self._queue or self._is_writing), within_s
+            )
             self._check()
 
     def close(self) -> None:
@@ -126,12 +132,12 @@ class JournalWriter:
                 self._await_due()
                 if self._ended:
                     return
-                if not (self._queue or self.beats):
-                    continue
                 entries = list(self._taken())
-                self._is_writing = True
-            entries.append(self._beat())
+                self._is_writing = bool(entries)
             try:
+                if not (entries or self._is_wanted()):
+                    continue
+                entries.append(self._beat())
                 self._write(f"{self._folder}/{name_of(number)}", entries)
                 number += 1
             except ExchangeError as error:

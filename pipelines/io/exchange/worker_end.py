@@ -36,6 +36,8 @@ from tidemill.pipelines.io.framing import Bytes, Document
 _KEPT_S: Final = 0.05
 """So long is kept what nobody waits for: the next thing that somebody waits for takes it along."""
 
+_LAST_WORD_S: Final = 5.0
+
 _lock: Final = threading.Lock()
 _here: Final[dict[ExchangePlace, WorkerEnd]] = {}
 
@@ -100,34 +102,52 @@ class WorkerEnd:
         self._place, self._objects = place, Objects(place.url)
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._taken: Callable[[], int] = lambda: 0
-        self._journal = JournalWriter(self._objects, f"{UP}/{self.name}", self._beat)
+        self._counting = threading.Lock()
+        self._tasks: int | None = None  # of a stream
+        self._is_waiting = False
+        self._journal = JournalWriter(
+            self._objects, f"{UP}/{self.name}", self._beat, self._is_missed
+        )
         self._polls: SentPolls | None = None
         self._folders: dict[str, Path] = {}
         self._lock = threading.Lock()
         self._is_checked = False
-        self._tasks = 0
+
+    def wait_for_tasks(self) -> None:
+        """Count as one that has a task until it gets the first, or ends: it may be lost before."""
+        with self._counting:
+            self._is_waiting = True
+        self._count_task(1)
+        self.flush()
 
     def begin_task(self) -> None:
         """Tell that a task of a job in batch begins here."""
-        self._count_task(1)
+        with self._counting:
+            counts, self._is_waiting = self._is_waiting, False
+        self._count_task(0 if counts else 1)
 
     def end_task(self) -> None:
         """Tell that one has ended; without any, nothing more is told, and nobody misses it."""
         self._count_task(-1)
         self.flush()
 
-    def rest(self) -> None:
-        """Tell nothing more until a task begins."""
-        self._count_task(0)
-
     def _count_task(self, more: int) -> None:
-        with self._lock:
-            self._tasks += more
-            tasks = self._tasks
+        with self._counting:
+            tasks = self._tasks = (self._tasks or 0) + more
             self._taken = lambda: tasks
-            self._journal.beats = tasks > 0
-            if more:
-                self._journal.tell(self._beat())
+        if more:
+            self._journal.tell(self._beat())
+
+    def _is_missed(self) -> bool:
+        """Tell whether the program would miss this process if it told nothing more."""
+        with self._counting:
+            tasks, is_waiting = self._tasks, self._is_waiting
+        if not is_waiting:
+            return tasks is None or tasks > 0
+        try:
+            return self._objects.get(TRIED) is not None  # it goes with the job
+        except ExchangeError:
+            return True
 
     def check(self, code: ProgramCode) -> None:
         """Check the code of this process once; what is wrong, now or later, is told the program.
@@ -186,6 +206,10 @@ class WorkerEnd:
         """Tell nothing more, and remove the copies of folders."""
         if self._polls is not None:
             self._polls.close()
+        with suppress(ExchangeError):
+            if self._is_waiting and self._is_missed():
+                self._count_task(-1)
+                self._journal.flush(_LAST_WORD_S)
         self._journal.close()
         for folder in self._folders.values():
             shutil.rmtree(folder.parent, ignore_errors=True)
