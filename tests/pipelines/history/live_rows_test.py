@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from tests.support.exports import contents
+from tests.support.folders import build_of
 from tests.support.memory_topics import (
     BEGIN,
     NAMES,
@@ -22,6 +24,7 @@ from tests.support.memory_topics import (
     MemoryTopics,
     TopicProject,
 )
+from tests.support.through_exchange import install
 from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.features.errors import DamagedFile, InputError, StateError, StateMismatch
 from tidemill.pipelines.config.source_section import Source
@@ -105,6 +108,25 @@ def without_topics(other: TopicProject) -> dict[str, Source]:
         name: Source(name, (str(other.folder / f"{name}-*.csv"),), received="sent_at")
         for name in NAMES
     }
+
+
+def test_a_build_whose_workers_are_elsewhere_is_that_of_any_other(
+    project: TopicProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for exchange in (None, tmp_path / "exchange"):
+        if exchange is not None:
+            install(monkeypatch, exchange)
+        built(project)
+        found.append(contents(build_of(project.config().root)))
+        # A build has an id of its own, which these name.
+        for name in ("build.json", "states/handoff.json"):
+            assert found[-1].pop(name)
+    assert len(found[0]) > 4
+    assert found[1] == found[0]
+    assert (tmp_path / "exchange").exists()
+    assert [path for path in (tmp_path / "exchange").rglob("*") if path.is_file()] == []
+    proven(project)
 
 
 @pytest.mark.parametrize("files", [True, False])
