@@ -363,14 +363,14 @@ def test_a_job_in_batch_ends_by_itself_and_one_that_finds_no_memory_is_not_lost(
     job = FlinkRun(FlinkPlace(job_manager), WorkerCode(NO_CODE, attempt), "the-job")
     with attempt.submitted():
         monkeypatch.setattr(_JobManager, "state", "FINISHED")
-        job.wait_for_end(None)
+        job.wait_for_end(None, lambda: None)
         monkeypatch.setattr(_JobManager, "state", "FAILED")
         monkeypatch.setattr(_JobManager, "reason", NO_ROOM)
         with pytest.raises(ClusterUnreachable, match=r"lack memory .*required 512.*parallelism"):
-            job.wait_for_end(None)
+            job.wait_for_end(None, lambda: None)
         monkeypatch.setattr(_JobManager, "reason", LOST)
         with pytest.raises(EngineLost, match="no longer reachable"):
-            job.wait_for_end(None)
+            job.wait_for_end(None, lambda: None)
 
 
 NOT_RUN = """java.lang.RuntimeException
