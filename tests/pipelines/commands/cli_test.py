@@ -511,7 +511,7 @@ def test_a_configuration_error_exits_with_1(
         ("no-such-command",),
         ("stream", "--speed", "0"),
         ("stream", "--engine", "spark"),
-        ("backfill", "--engine", "dataflow"),
+        ("backfill", "--engine", "spark"),
         ("stream", "--until", "2026-03-05"),
         ("verify", "--sample", "-1"),
         ("verify", "--deadline", "-1"),
