@@ -27,7 +27,13 @@ from tidemill.features.errors import DamagedState, EngineLost, ExchangeError, Ex
 from tidemill.pipelines.io.batch_bytes import batch_bytes
 from tidemill.pipelines.io.cuts import Cut
 from tidemill.pipelines.io.exchange.hearing import Hearing
-from tidemill.pipelines.io.exchange.journal import BLOCK, JournalWriter, block_of, patiently
+from tidemill.pipelines.io.exchange.journal import (
+    BLOCK,
+    SILENT_S,
+    JournalWriter,
+    block_of,
+    patiently,
+)
 from tidemill.pipelines.io.exchange.left import below, remove_silent
 from tidemill.pipelines.io.exchange.names import DOWN, FILES, TRIED, UP, Told, list_of
 from tidemill.pipelines.io.exchange.objects import Objects
