@@ -108,14 +108,16 @@ def _compare_day(
         return 0
     names = (view.entity.join_key, EVENT_TIMESTAMP, REVISION)
     mine, right = _in_step(view, seen, expected, names, findings)
+    features = {column.name.removeprefix(f"{view.name}__"): column.name for column in view.columns}
+    instants = right.column(EVENT_TIMESTAMP).cast(pa.int64())
     for name in right.column_names:
         one, other = (_column(table, name) for table in (mine, right))
         for row in np.flatnonzero(differing(one, other)).tolist():
             key = tuple(right.column(column)[row].as_py() for column in names)
             _note(
-                findings, _named(key), view.name, name, shown(name, one, row),
+                findings, _named(key), view.name, features.get(name, name), shown(name, one, row),
                 shown(name, other, row),
-                "the events give another value",
+                "the events give another value", instants[row].as_py(),
             )  # fmt: skip
     return len(mine)
 
@@ -167,5 +169,6 @@ def _note(
     seen: str,
     expected: str,
     cause: str,
+    as_of_us: int | None = None,
 ) -> None:
-    findings.add(Mismatch("offline", id, view, field, seen=seen, expected=expected, cause=cause))
+    findings.add(Mismatch("offline", id, view, field, as_of_us, seen, expected, cause))

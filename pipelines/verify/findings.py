@@ -47,6 +47,11 @@ def excusing(features: Mapping[str, int]) -> Iterator[None]:
         _excused.reset(token)
 
 
+def excused_until() -> Mapping[str, int]:
+    """Return the features of which differences count as forgotten, as `excusing` takes them."""
+    return _excused.get()
+
+
 def _excuses(feature: str, as_of_us: int | None) -> bool:
     """Tell whether a difference of a feature as of an instant counts as forgotten."""
     until_us = _excused.get().get(feature)

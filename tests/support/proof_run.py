@@ -295,10 +295,12 @@ class Server:
     Attributes:
         config: The configuration; its root holds the log and the handed-over state.
         segment: The segment that publications are of.
+        scorer: What scores.
     """
 
     config: Configuration
     segment: int = 1
+    scorer: FakeScorer = dataclasses.field(default_factory=FakeScorer)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -371,7 +373,7 @@ class Server:
                 self.witness(operator, release)
         answered, _ = self.joiner.receive(parts)
         for batch in answered:
-            rows = predictions(PROJECT, FakeScorer(), batch, 0)  # type: ignore[arg-type]
+            rows = predictions(PROJECT, self.scorer, batch, 0)  # type: ignore[arg-type]
             name = f"{rows.column('partition')[0]}-{rows.column('position')[0]}"
             folder = self.current.stream_folder / "predictions"
             write_rows(folder, pa.Table.from_batches([rows]), name)

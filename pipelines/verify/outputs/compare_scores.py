@@ -26,7 +26,7 @@ from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
 from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream.infer import predictions
 from tidemill.pipelines.stream.output_folders import STAMPS
-from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.findings import Findings, Mismatch, excused_until
 from tidemill.pipelines.verify.outputs.call_rows import (
     UNKNOWN_ROW,
     calls_with_others,
@@ -141,11 +141,43 @@ class PredictionCheck:
         if isinstance(scorer, str):
             self._note_all(found, "bundle_version", version, "a bundle of this root", scorer)
             return
-        expected = predictions(self._project, scorer, answered, 0).filter(pa.array(there))
+        expected = predictions(self._project, scorer, answered, 0)
+        if scorer is not None and excused_until():
+            expected = self._with_forgotten(found, expected, there, scorer)
+        expected = expected.filter(pa.array(there))
         if scorer is not None and self._has_forgotten:
             expected = self._beside_forgotten(found, expected, scorer)
         self.scores += found.num_rows if self._is_scored else 0
         self._compare(found, expected, scorer)
+
+    def _with_forgotten(
+        self, found: pa.RecordBatch, expected: pa.RecordBatch, there: BoolArray, scorer: Scorer
+    ) -> pa.RecordBatch:
+        """Return what is expected, scored with the values that cannot be recomputed any more.
+
+        What those were before something was forgotten, the predictions say alone.
+
+        Args:
+            found: The predictions.
+            expected: What is expected of all requests of the call.
+            there: Which of these have a prediction, bool ``(rows,)``.
+            scorer: Scores the call.
+        """
+        replaced = {}
+        places = np.maximum(np.cumsum(there) - 1, 0)
+        for view in self._project.views:
+            as_of = hashing.bits(expected.column(f"as_of__{view.name}"))
+            for name in (column.name for column in view.columns):
+                if (until_us := excused_until().get(name)) is None:
+                    continue
+                is_forgotten = pa.array(there & (as_of <= until_us))
+                served = found.column(name).take(pa.array(places))
+                replaced[name] = pc.if_else(is_forgotten, served, expected.column(name))
+        if not replaced:
+            return expected
+        inputs = _with_columns(expected, replaced)
+        score = pa.array(scorer.score(inputs.select(self._inputs)))
+        return _with_columns(inputs, {"score": score})
 
     def _beside_forgotten(
         self, found: pa.RecordBatch, expected: pa.RecordBatch, scorer: Scorer

@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.support.folders import build_of
@@ -18,6 +21,7 @@ from tests.support.proof_run import (
     BY_DRIVER,
     BY_ZONE,
     PROJECT,
+    FakeScorer,
     Server,
     configuration,
     score_without_models,
@@ -45,9 +49,20 @@ DRIVER: Final = "Anna Müller 3"
 """A key that nothing else contains, and that JSON may write in two ways."""
 
 
+class Adding(FakeScorer):
+    """Scores the sum of all numbers, so that a score says when one of them was another."""
+
+    def score(
+        self, columns: pa.RecordBatch, parts: Sequence[int] | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        numbers = [one for one in columns.columns if not pa.types.is_timestamp(one.type)]
+        filled = [one.cast(pa.float64()).fill_null(0.5).to_numpy() for one in numbers]
+        return np.nan_to_num(np.sum(filled, axis=0)).astype(np.float32)
+
+
 @pytest.fixture(autouse=True)
 def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
-    score_without_models(monkeypatch)
+    score_without_models(monkeypatch, Adding())
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +71,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
     folder = tmp_path_factory.mktemp("rides")
     sources(folder)
     config = configuration(folder, folder / "run")
-    backfill(config, QuietProgress())
-    Server(config).serve()
+    backfill(config, QuietProgress(), publish=True)
+    Server(config, scorer=Adding()).serve()
     return config
 
 
@@ -138,7 +153,7 @@ def test_a_stream_in_eager_mode_is_ended(tmp_path: Path) -> None:
     config = configuration(tmp_path / "rides", tmp_path / "rides" / "run", "eager")
     sources(tmp_path / "rides")
     backfill(config, QuietProgress())
-    Server(config).serve()
+    Server(config, scorer=Adding()).serve()
     figures = forgotten(config, "driver", DRIVER)
     assert any("ran in eager mode" in one for one in figures["remains"])
     assert where_found(config.root, DRIVER) == []
