@@ -97,10 +97,12 @@ def find_origins(config: Configuration, streams: Sequence[Current]) -> dict[str,
     folders = {stream.stream_folder for stream in streams}
     for stream in (*streams, config.current):
         run = StreamRun.read(stream.stream_folder)
-        if run is None or run.ended or not (stream.stream_folder in folders or run.upgraded_from):
+        has_released = stream.stream_folder in folders
+        if run is None or not (has_released or (run.upgraded_from and not run.ended)):
             continue
-        # One that was killed may have published what it has not recorded, and one that goes on
-        # with another stream (`pipelines.upgrade`) has rows before it has released anything.
+        # One that was killed may have published what it has not recorded; one that has released may
+        # see its fill as of before, from a copy; and one that goes on with another stream
+        # (`pipelines.upgrade`) has rows before it has released anything.
         for definition in config.project.views:
             fill = by_view[definition.name]
             begun = fill.generation == stream.generation

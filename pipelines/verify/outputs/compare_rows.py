@@ -274,7 +274,8 @@ class RowCheck:
             if reached.number < complete:
                 self._note(
                     id, view, "mark", f"release {reached.number}", f"release {complete}",
-                    "the last publications of the shard are not in the store",
+                    "the last publications of the shard are not in the store; run "
+                    "`tidemill republish`",
                 )  # fmt: skip
 
     def _expected(self, view: str, fill: Fill, states: list[PartState]) -> dict[bytes, Row]:
