@@ -14,7 +14,7 @@ import pyarrow as pa
 from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
 from tidemill.features.definitions import ARROW_TYPES, FeatureView, Project
 from tidemill.features.definitions.canonical import spec_hash
-from tidemill.features.errors import StateError, StateMismatch
+from tidemill.features.errors import DamagedFile, StateError, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.prepare import fixed_binary
 from tidemill.pipelines.config.configuration import Configuration
@@ -187,7 +187,6 @@ def prove_stream(
 
     Raises:
         StateMismatch: There is no record of the stream.
-        DamagedFile: A file of its outputs was changed.
     """
     proof, current = Proof(), config.current
     if known is not None:
@@ -203,7 +202,11 @@ def prove_stream(
     history = with_live_rows(config, witness.history)
     _check_run(config, run, proof.outputs)
     for folder in all_outputs(current.stream_folder):
-        folder.check_places()
+        try:
+            folder.check_places()
+        except DamagedFile as error:
+            name = str(folder.path.relative_to(current.stream_folder))
+            proof.outputs.add(Mismatch("record", name, feature="segments", cause=str(error)))
     predictions = predictions_between(current.stream_folder, config.project)
     if predictions is None:
         predictions = _no_predictions(config.project)

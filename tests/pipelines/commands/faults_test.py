@@ -58,7 +58,7 @@ WRITING = {
     # Remove what a command would remove first, so that it frees no space on the full disk.
     "validate": ["rejected", "scratch"],
     "backfill": ["generations", "CURRENT", "rejected", "scratch", "online.db"],
-    "stream": ["generations/*/stream-", "online.db"],
+    "stream": ["generations/*/stream-", "generations/*/telemetry", "online.db"],
     "republish": ["online.db"],
     "verify": [],
     "apply": ["feature_store.yaml", "registry.db"],

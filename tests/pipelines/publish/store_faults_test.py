@@ -69,7 +69,7 @@ def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
 def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
     score_without_models(monkeypatch)
     # Every poll is a bundle.
-    monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(replay._Read, "moment_s", 0.0)
 
 
 def at(backfilled: Configuration, root: Path, place: OnlinePlace) -> Configuration:

@@ -116,7 +116,7 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def poll_by_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every poll a bundle, and so a release: late values depend on the releases."""
-    monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(replay._Read, "moment_s", 0.0)
 
 
 def made(

@@ -71,7 +71,7 @@ def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
 def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
     score_without_models(monkeypatch)
     # Every poll is a bundle: with few bundles no row would be late.
-    monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(replay._Read, "moment_s", 0.0)
 
 
 def copy_of(config: Configuration, root: Path, mode: str = "exact") -> Configuration:

@@ -47,7 +47,7 @@ END = EVALUATE_UNTIL + 6 * HOUR
 def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
     score_without_models(monkeypatch)
     # Every poll is a bundle, so there are many writes.
-    monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(replay._Read, "moment_s", 0.0)
 
 
 @pytest.fixture(params=STORES)

@@ -180,7 +180,7 @@ def test_every_engine_gives_the_same_bytes_whatever_its_bundles(
     expected = outputs(orderly.root)
     for joiners, seconds, speed in ((2, -1.0, None), (3, 0.1, None), (1, 0.01, 2_000.0)):
         config = copied(template, tmp_path / f"{seconds}", joiners)
-        monkeypatch.setattr(replay, "_SLICE_SECONDS", seconds)
+        monkeypatch.setattr(replay._Read, "moment_s", seconds)
         stream(config, QuietProgress(), engine=engine, speed=speed)
         found = outputs(config.root)
         assert found.keys() == expected.keys()

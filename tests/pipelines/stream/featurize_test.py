@@ -300,7 +300,7 @@ def test_state_written_in_finish_bundle_is_committed(
     weighed: list[Any] = []
     monkeypatch.setattr(statecache, "get_deep_size", lambda *values: weighed.append(values) or 1)
     # The source defers after every poll, which ends the bundle.
-    monkeypatch.setattr(replay, "_SLICE_SECONDS", -1.0)
+    monkeypatch.setattr(replay._Read, "moment_s", -1.0)
     source = ReplayOptions(tmp_path, START - MINUTE, START + 11 * MINUTE, poll_rows=60)
     pipeline, choice = pipeline_on(engine, streaming=True)
     counted = (

@@ -443,7 +443,7 @@ def _tables() -> list[Tamper]:
                 f"{column} in {kind}",
                 cell(kind, column),
                 what,
-                "" if column in keys and kind != "publications" else column,
+                "" if column in keys and kind != "publications" else _named(kind, column),
             )
             for column in columns
         ]
@@ -464,6 +464,12 @@ def _tables() -> list[Tamper]:
         Tamper("the span of a log", span_changed, "offline"),
         Tamper("no span", removed("span"), "offline"),
     ]
+
+
+def _named(kind: str, column: str) -> str:
+    """Return what a mismatch says of a column: in offline logs features have short names."""
+    is_short = kind in ("history", "appended") and column in _fields()
+    return f"{BY_DRIVER.name}__{column}" if is_short else column
 
 
 def copied_segment(config: Configuration) -> None:

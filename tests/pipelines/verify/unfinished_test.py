@@ -37,7 +37,7 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def poll_by_poll(patch: pytest.MonkeyPatch) -> None:
     score_without_models(patch)
-    patch.setattr(replay, "_SLICE_SECONDS", 0.0)  # every poll is a bundle
+    patch.setattr(replay._Read, "moment_s", 0.0)  # every poll is a bundle
 
 
 @pytest.fixture(scope="module")
