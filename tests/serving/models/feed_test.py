@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.support.saved_models import save
+from tests.support.called_models import save
 from tidemill.features.errors import InputError
 from tidemill.serving.models.feed import ALIGNMENT, Feed, aligned
 from tidemill.serving.models.signature import Signature, TensorSpec

@@ -14,7 +14,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that
 
-from tests.support.saved_models import dense_model, save, throwing_model
+from tests.support.called_models import dense_model, save, throwing_model
 from tidemill.features.errors import InputError, ModelError
 from tidemill.serving.models.handler import REJECTED, SplitRejected, TensorFlowModelHandler
 from tidemill.serving.models.saved_model import SavedModel

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.support.saved_models import dense_model, save, throwing_model
+from tests.support.called_models import dense_model, save, throwing_model
 from tidemill.features.errors import InputError, ModelError
 from tidemill.serving.models.saved_model import Limits, SavedModel
 from tidemill.serving.models.tensorflow_start import load_tensorflow
