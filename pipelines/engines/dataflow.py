@@ -81,7 +81,7 @@ def refuse_local_places(root: Path, places: Sequence[str]) -> None:
         return
     raise RootNotShared(
         f"workers of Dataflow do not see {root}: {'; '.join(places)}. Nothing was submitted; "
-        "`tidemill stream --translate FOLDER` writes the job of a stream"
+        "--translate FOLDER writes a stream's job"
     )
 
 

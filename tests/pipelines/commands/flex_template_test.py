@@ -116,4 +116,4 @@ def test_the_entry_point_makes_the_job(template: Path, tmp_path: Path) -> None:
     refused = run([*command, *elsewhere, *further[:1]])
     assert refused.returncode == 1
     assert "stream.exchange is not set" in refused.stderr
-    assert "it be Redis" in refused.stderr
+    assert "is a file; let it be Redis" in refused.stderr
