@@ -160,6 +160,8 @@ class SendByImpulses(beam.DoFn):
     def start_bundle(self) -> None:
         """Begin a bundle, which ends soon after something was sent: outputs leave with its end."""
         self._has_sent = False
+        self._where: Restriction | None = None
+        """Where the source is, once the state was read: an engine is asked for it each time."""
 
     def process(
         self, element: tuple[bytes, bytes], at: Any = beam.DoFn.StateParam(AT)
@@ -173,8 +175,10 @@ class SendByImpulses(beam.DoFn):
             return
         assert self._sends.watch is not None
         self._sends.watch.check()
-        found = at.read()
-        where = RestrictionCoder().decode(found) if found else Restriction(self._start)
+        if self._where is None:
+            found = at.read()
+            self._where = RestrictionCoder().decode(found) if found else Restriction(self._start)
+        where = self._where
         if where.is_sent:
             self._has_sent = True
             time.sleep(STAY_SECONDS)
