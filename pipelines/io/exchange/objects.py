@@ -11,7 +11,7 @@ from __future__ import annotations
 import posixpath
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Final
@@ -141,15 +141,7 @@ class Objects:
         Raises:
             ExchangeError: It cannot be read.
         """
-        found, path = self._opened[0], self._path(name)
-        with (
-            self._named("read"),
-            suppress(FileNotFoundError),
-            found.open_input_file(path) as file,
-        ):
-            return file.read_buffer()
-        self._check_bucket()
-        return None
+        return self._taken(name, lambda file: file.read_buffer())
 
     def get_range(self, name: str, start: int, size: int) -> pa.Buffer | None:
         """Read a part of an object; None if there is no such object.
@@ -162,14 +154,22 @@ class Objects:
         Raises:
             ExchangeError: It cannot be read.
         """
+
+        def take(file: pa.NativeFile) -> pa.Buffer:
+            file.seek(start if start >= 0 else max(file.size() + start, 0))
+            return file.read_buffer(min(size, file.size()))
+
+        return self._taken(name, take)
+
+    def _taken(self, name: str, take: Callable[[pa.NativeFile], pa.Buffer]) -> pa.Buffer | None:
+        """Return what is taken of an object; None if there is none."""
         found, path = self._opened[0], self._path(name)
         with (
             self._named("read"),
             suppress(FileNotFoundError),
             found.open_input_file(path) as file,
         ):
-            file.seek(start if start >= 0 else max(file.size() + start, 0))
-            return file.read_buffer(min(size, file.size()))
+            return take(file)
         self._check_bucket()
         return None
 

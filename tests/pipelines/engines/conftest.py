@@ -1,4 +1,4 @@
-"""What streams run on: a Flink cluster for the tests of a module, stores and storage for a test."""
+"""What streams run on: a Flink cluster for the tests of a module, a service and stores for one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.dataflow_service import DataflowService
 from tests.support.flink_cluster import TestCluster
-from tests.support.redis_server import RedisServer, free_port, running
-from tests.support.s3_server import S3Server
+from tests.support.redis_server import RedisServer, running
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
 
 
 @pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """An S3 server, whose credentials this process has."""
-    server = S3Server(tmp_path / "s3", free_port())
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.start()
-    yield server
-    server.kill()
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[DataflowService]:
+    """A stand-in for Dataflow, to which this process gives files, too."""
+    served = DataflowService()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", served.url)
+    yield served
+    served.close()
 
 
 @pytest.fixture

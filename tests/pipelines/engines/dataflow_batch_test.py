@@ -6,10 +6,7 @@ exchange.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.pipelines.engines.batch_exchange_test import (
     WITHIN_S,
@@ -28,14 +25,6 @@ from tests.support.waiting import wait_until
 from tidemill.pipelines.engines.batch_jobs import BatchJobs
 from tidemill.pipelines.engines.choosing import choose_engine
 from tidemill.pipelines.run import paths
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[DataflowService]:
-    served = DataflowService()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", served.url)
-    yield served
-    served.close()
 
 
 def backfill(service: DataflowService) -> list[str]:

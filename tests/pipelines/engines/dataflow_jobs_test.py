@@ -40,14 +40,11 @@ from tidemill.pipelines.io.attempts import Attempt
 
 
 @pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[DataflowService]:
-    served = DataflowService()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", served.url)
+def service(service: DataflowService, monkeypatch: pytest.MonkeyPatch) -> DataflowService:
     monkeypatch.setattr(dataflow_run, "_ASK_S", 0.05)
     monkeypatch.setattr(dataflow_run, "_LATER_S", (0.0, 0.0))
     monkeypatch.setattr(dataflow_jobs, "_LOOK_S", 0.05)
-    yield served
-    served.close()
+    return service
 
 
 def place_of(service: DataflowService, *further: str) -> DataflowPlace:

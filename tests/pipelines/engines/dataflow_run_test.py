@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.pipelines.engines.exchange_test import meet_at
 from tests.support import fork_server
 from tests.support.dataflow_service import DataflowService
@@ -27,14 +25,6 @@ from tests.support.replayed import REQUESTS, Replayed
 from tests.support.s3_server import S3Server
 from tests.support.waiting import wait_until
 from tidemill.pipelines.run import paths
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[DataflowService]:
-    served = DataflowService()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", served.url)
-    yield served
-    served.close()
 
 
 @contextmanager
