@@ -61,6 +61,8 @@ LONGEST = (
     "tests/pipelines/stream_run/live_faults_test.py",
     "tests/benchmarks/benchmarks_test.py",
     "tests/pipelines/engines/exchange_test.py",
+    "tests/pipelines/engines/dataflow_run_test.py",
+    "tests/pipelines/engines/dataflow_batch_test.py",
     "tests/pipelines/training/version_test.py",
     "tests/pipelines/stream_run/kafka_sink_test.py",
     "tests/pipelines/commands/demo_test.py",

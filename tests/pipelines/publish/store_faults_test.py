@@ -50,6 +50,7 @@ from tidemill.serving.online.sqlite import connections
 from tidemill.serving.stores.online_places import OnlinePlace, SqlitePlace
 
 SAMPLE = 5
+# A busy machine makes few and large bundles on Prism: perhaps one publication follows this one.
 STRIKE_AT = {"fnapi": 8, "prism": 3}
 KEYS = {"by_driver": pa.array([f"d{n}" for n in range(6)]), "by_zone": pa.array(range(4))}
 
@@ -185,7 +186,8 @@ def test_the_stream_waits_for_a_store_that_is_away(
         with when(seen.failed, lambda: mend(server)), caplog.at_level(logging.WARNING):
             figures = run(config, engine)
         assert seen.failures >= 1
-        assert seen.count > STRIKE_AT[engine] + seen.failures
+        # Those before the fault, those that failed, and one that has all that they had.
+        assert seen.count >= STRIKE_AT[engine] + seen.failures
         assert_whole(config, figures)
     said = [
         r.getMessage()
