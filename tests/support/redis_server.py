@@ -26,6 +26,7 @@ from tests.support.certificates import Certificate
 from tests.support.passing_proxy import PassingProxy
 from tests.support.tls_proxy import tls_proxy
 from tidemill.pipelines.servers.processes import await_answer
+from tidemill.serving.online.redis.rows import row_prefix
 from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
 
 HOST = "127.0.0.1"
@@ -224,6 +225,11 @@ def running(
         yield server
     finally:
         server.kill()
+
+
+def row_keys(client: Any, fill: str) -> list[bytes]:
+    """Return the keys of a fill's rows; its id may have bytes that are wildcards in a pattern."""
+    return [key for key in client.scan_iter() if key.startswith(row_prefix(fill))]
 
 
 def free_port() -> int:

@@ -19,6 +19,7 @@ import redis
 
 from tests.support import parcels
 from tests.support.parcels import BY_COURIER, courier_rows, depot_rows
+from tests.support.redis_server import row_keys
 from tests.support.stores import STORES, place_of
 from tidemill import FeatureView, col, sum
 from tidemill.features.contract import (
@@ -41,7 +42,7 @@ from tidemill.serving.online.reader import (
     finish_anchored,
 )
 from tidemill.serving.online.redis.database import RedisDatabase
-from tidemill.serving.online.redis.rows import fill_key, row_prefix
+from tidemill.serving.online.redis.rows import fill_key
 from tidemill.serving.online.sqlite.database import SqliteDatabase
 from tidemill.serving.online.sqlite.scripts import rows_table
 
@@ -313,7 +314,7 @@ def _rows_changed(database: OnlineDatabase, change: Callable[[bytes], bytes]) ->
     (fill,) = (one for one in database.fills([parcels.COURIER_SPACE]) if one.is_current)
     if isinstance(database, RedisDatabase):
         client = redis.Redis(host=database.place.host, port=database.place.port)
-        for key in client.keys(row_prefix(fill.id) + b"*"):
+        for key in row_keys(client, fill.id):
             client.set(key, change(client.get(key)))
         return
     assert isinstance(database, SqliteDatabase)

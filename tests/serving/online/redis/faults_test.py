@@ -15,12 +15,12 @@ import redis
 
 from tests.support.fills import Target, opened
 from tests.support.parcels import COURIER_SPACE, DEPOT_SPACE
-from tests.support.redis_server import RedisServer, free_port, running
+from tests.support.redis_server import RedisServer, free_port, row_keys, running
 from tidemill.features.errors import LostPublications, NoKeySpace, StoreError, StoreUnavailable
 from tidemill.serving.online.cells import encode_row
 from tidemill.serving.online.database import Parcel
 from tidemill.serving.online.redis.database import RedisDatabase
-from tidemill.serving.online.redis.rows import current_key, fill_key, parts_key, row_prefix
+from tidemill.serving.online.redis.rows import current_key, fill_key, parts_key
 from tidemill.serving.online.rows import Row, RowBatch, online_keys
 from tidemill.serving.stores.redis_place import RedisPlace
 
@@ -319,7 +319,7 @@ def test_keys_of_another_program_are_named(
         with pytest.raises(StoreError, match=r"by_depot.* WRONGTYPE .*choose another db") as caught:
             call()
         assert not isinstance(caught.value, StoreUnavailable)
-    assert client.keys(row_prefix(fill) + b"*") == []
+    assert row_keys(client, fill) == []
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
@@ -392,4 +392,4 @@ def test_key_space_that_is_half_removed_is_gone_and_made_anew_empty(
     (snapshot,) = database.read([(DEPOT_SPACE, [_row(key, 0).key for key in range(KEYS)])])
     assert snapshot.rows == [None] * KEYS
     assert snapshot.frontiers.by_shard == {}
-    assert server.client().keys(row_prefix(fill) + b"*") == []
+    assert row_keys(server.client(), fill) == []
