@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,7 @@ from tidemill.pipelines.stream.answer_join import AS_OF, RELEASE, SHARD
 from tidemill.pipelines.stream.operator_figures import report_predictions, scoring
 from tidemill.pipelines.stream.windowed import windowed
 from tidemill.pipelines.telemetry.stage_figures import NO_FIGURES, FiguresPlace
+from tidemill.serving.bundles.blocks import Blocks, Layout, MatrixPacking
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.inference import Scorer, shared_scorer
 
@@ -36,14 +38,38 @@ _SCORED_BY: Final = (
 )  # fmt: skip
 
 
-def model_columns(project: Project, answered: pa.RecordBatch) -> dict[str, pa.Array]:
-    """Return the model's inputs by name: the request's own, then the feature columns."""
+def request_inputs(project: Project, answered: pa.RecordBatch) -> dict[str, pa.Array]:
+    """Return those of the model's inputs that are the request's own, by name."""
     requests = answered.select(list(project.request.schema))
-    inputs = {name: e.evaluate(requests) for name, e in project.request.inputs.items()}
-    features = column_arrays(
+    return {name: e.evaluate(requests) for name, e in project.request.inputs.items()}
+
+
+def feature_columns(project: Project, answered: pa.RecordBatch) -> dict[str, pa.Array]:
+    """Return the feature columns of answered requests, by name."""
+    return column_arrays(
         project.columns, matrix_of(answered.column(VALUES)), nulls_of(answered.column(NULLS))
     )
-    return {**inputs, **features}
+
+
+def packed(
+    layout: Layout, project: Project, answered: pa.RecordBatch, inputs: Mapping[str, pa.Array]
+) -> Blocks:
+    """Return what a bundle's model takes of answered requests, straight from their matrices.
+
+    Args:
+        layout: The bundle's.
+        project: The project.
+        answered: The requests.
+        inputs: The request's own inputs (`request_inputs`).
+    """
+    packing = _packing(layout, tuple(column.name for column in project.columns))
+    words, nulls = matrix_of(answered.column(VALUES)), nulls_of(answered.column(NULLS))
+    return packing.pack(words, nulls, inputs)
+
+
+@functools.lru_cache(maxsize=16)
+def _packing(layout: Layout, columns: tuple[str, ...]) -> MatrixPacking:
+    return MatrixPacking(layout, columns)
 
 
 def predictions(
@@ -69,7 +95,7 @@ def predictions(
     """
     rows = answered.num_rows
     request = project.request
-    columns = model_columns(project, answered)
+    inputs = request_inputs(project, answered)
     out: dict[str, pa.Array] = {
         "request_id": answered.column(request.request_id).cast(pa.string()),
         "request_time": answered.column(request.request_time),
@@ -80,14 +106,16 @@ def predictions(
         words = matrix_of(answered.column(column))
         for index, view in enumerate(project.views):
             out[f"{prefix}__{view.name}"] = pa.array(np.ascontiguousarray(words[:, index]))
-    out |= columns
+    out |= inputs
+    out |= feature_columns(project, answered)
     if scorer is None:
         score = pa.nulls(rows, pa.float32())
         padded = places = pa.nulls(rows, pa.int64())
         values: tuple[str | bool | None, ...] = (None, None, project.hash, None, None, None)
     else:
         parts = [rows] if parts is None else parts
-        score = pa.array(scorer.score(pa.RecordBatch.from_pydict(columns), parts))
+        blocks = packed(scorer.layout, project, answered, inputs)
+        score = pa.array(scorer.score(blocks, parts))
         padded = pa.array(scorer.padded_rows(*parts).astype(np.int64))
         places = pa.array(scorer.call_rows(*parts).astype(np.int64))
         by = scorer.stamps

@@ -22,11 +22,8 @@ import pyarrow as pa
 from tidemill.features.errors import DefinitionError, InputError, nearest
 from tidemill.features.models.preprocessing import TEXT_KIND, ModelInput, to_arrow_feed
 from tidemill.pipelines.engines.batch_jobs import BatchJobs
-from tidemill.serving.bundles.saved_model import (
-    MAX_ROWS,
-    TransformGraph,
-    padded_rows,
-)
+from tidemill.serving.bundles.saved_model import TransformGraph
+from tidemill.serving.models.buckets import MAX_ROWS, padded_rows
 from tidemill.serving.models.tensorflow_start import load_tensorflow
 
 ANALYSIS_ROWS: Final = 8192

@@ -1,17 +1,17 @@
 """The inference engine: a bundle's SavedModel, loaded once, called in few shapes.
 
 It promises: with equal stamps, equal inputs give equal bytes, for any number of concurrent callers.
-TensorFlow's bytes depend on the shape of a batch (a plain Keras model's scores for a batch of 1 and
-one of 1,024 differ in the last bits of most rows), and on a row's place in it (oneDNN's kernels for
-AVX2 compute the last rows of some shapes otherwise). So batches are padded, by repeating their last
-row, to a power of two of at least 8 rows, and the padded shape and a row's place are stamps.
+TensorFlow's bytes depend on the shape of a batch, and on a row's place in it (oneDNN's kernels for
+AVX2 compute the last rows of some shapes otherwise). So batches are padded to few shapes
+(`serving.models.buckets`), and the padded shape and a row's place are stamps.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,16 +21,12 @@ import pyarrow as pa
 
 from tidemill.features.errors import InputError
 from tidemill.features.models.preprocessing import ModelInput, input_column
+from tidemill.serving.bundles.blocks import BlockFeed, Blocks, Layout
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.device import device_stamp
-from tidemill.serving.bundles.saved_model import (
-    MAX_ROWS,
-    SCORE,
-    TRANSFORM,
-    Blocks,
-    Layout,
-    padded_rows,
-)
+from tidemill.serving.bundles.saved_model import SCORE, TRANSFORM
+from tidemill.serving.models.buckets import padded_rows, pieces
+from tidemill.serving.models.saved_model import SavedModel
 from tidemill.serving.models.tensorflow_start import load_tensorflow
 
 Columns: TypeAlias = "pa.RecordBatch | pa.Table | Mapping[str, Any]"
@@ -63,16 +59,19 @@ class Scorer:
 
     Args:
         bundle: The bundle. A GPU is used if TensorFlow finds one.
+
+    Attributes:
+        bundle: The bundle.
+        layout: How its inputs are divided among blocks.
+        stamps: What the bytes of a score depend on.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         tf = load_tensorflow()
         self.bundle = bundle
-        self._layout = Layout.of(bundle.inputs)
-        # Keras 3 loads no SavedModels; TensorFlow does. The loaded object owns the variables.
-        self._loaded = tf.saved_model.load(str(bundle.model_directory))
-        self._score = self._loaded.signatures[SCORE]
-        self._transform = self._loaded.signatures[TRANSFORM]
+        self.layout = Layout.of(bundle.inputs)
+        self._model = SavedModel(bundle.model_directory, SCORE, feed=BlockFeed())
+        self._model.warm(self.layout.zeros())
         self.stamps = Stamps(
             bundle=bundle.version,
             transform=bundle.transform_hash,
@@ -83,13 +82,13 @@ class Scorer:
         )
 
     def score(
-        self, columns: Columns, parts: Sequence[int] | None = None
+        self, columns: Columns | Blocks, parts: Sequence[int] | None = None
     ) -> npt.NDArray[np.float32]:
         """Score a batch.
 
         Args:
             columns: Every model input by name in its declared type (int64, float64, bool or
-                string; nullable); further columns are ignored.
+                string; nullable), further columns are ignored; or they as blocks.
             parts: The rows of each part of the batch, which is scored in calls of its own, as if it
                 were alone: last bits may depend on a row's place in a call. None is one part.
 
@@ -97,12 +96,19 @@ class Scorer:
             float32, ``(rows,)``.
 
         Raises:
-            InputError: A column is missing, of another type or of another length.
+            InputError: A column is missing, of another type or of another length; or the model
+                fails on a row.
         """
-        batch = self._batch(columns)
-        scores = np.empty(batch.num_rows, np.float32)
-        for start, stop, blocks in self._calls(batch, parts):
-            scores[start:stop] = self._score(**blocks)["score"].numpy()[: stop - start]
+        found = self._model.call(self._blocks(columns), parts)
+        if found.rejected:
+            first = found.rejected[0]
+            raise InputError(
+                f"the model fails on {len(found.rejected)} of {found.outputs.num_rows} rows; on "
+                f"row {first.row}: {first.message}"
+            )
+        if not found.outputs.num_rows:
+            return np.zeros(0, np.float32)
+        scores: npt.NDArray[np.float32] = found.outputs.column("score").to_numpy()
         return scores
 
     def transform(self, columns: Columns) -> dict[str, npt.NDArray[Any]]:
@@ -117,11 +123,14 @@ class Scorer:
         Raises:
             InputError: As for `score`.
         """
-        parts: dict[str, list[npt.NDArray[Any]]] = {}
-        for start, stop, blocks in self._calls(self._batch(columns)):
-            for name, tensor in self._transform(**blocks).items():
-                parts.setdefault(name, []).append(tensor.numpy()[: stop - start])
-        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+        found = self._transform.call(self._blocks(columns)).outputs
+        return {name: _array(found.column(name)) for name in found.schema.names}
+
+    @functools.cached_property
+    def _transform(self) -> SavedModel:
+        return SavedModel(
+            self.bundle.model_directory, TRANSFORM, feed=BlockFeed(), beside=self._model
+        )
 
     @staticmethod
     def padded_rows(*parts: int) -> npt.NDArray[np.int32]:
@@ -130,9 +139,9 @@ class Scorer:
         Args:
             parts: The rows of each part of the batch (`score`).
         """
-        pieces = list(_pieces(parts))
+        calls = list(pieces(parts))
         return np.repeat(
-            np.array([padded_rows(rows) for rows in pieces], np.int32), np.array(pieces, np.int64)
+            np.array([padded_rows(rows) for rows in calls], np.int32), np.array(calls, np.int64)
         )
 
     @staticmethod
@@ -142,40 +151,27 @@ class Scorer:
         Args:
             parts: The rows of each part of the batch (`score`).
         """
-        places = [np.arange(rows, dtype=np.int32) for rows in _pieces(parts)]
+        places = [np.arange(rows, dtype=np.int32) for rows in pieces(parts)]
         return np.concatenate([np.zeros(0, np.int32), *places])
 
-    def _batch(self, columns: Columns) -> pa.RecordBatch:
-        if isinstance(columns, pa.RecordBatch):
+    def _blocks(self, columns: Columns | Blocks) -> Blocks:
+        if isinstance(columns, Blocks):
             return columns
         inputs = self.bundle.inputs
-        if isinstance(columns, pa.Table):
-            arrays = [input_column(columns, wanted) for wanted in inputs]
-        else:
-            arrays = _from_mapping(columns, inputs)
-        return pa.RecordBatch.from_arrays(arrays, names=[wanted.name for wanted in inputs])
-
-    def _calls(
-        self, batch: pa.RecordBatch, parts: Sequence[int] | None = None
-    ) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """Yield (from, to, tensors) for each call that a batch needs."""
-        if batch.num_rows == 0:
-            for wanted in self.bundle.inputs:
-                input_column(batch, wanted)
-            return
-        start = 0
-        for rows in _pieces([batch.num_rows] if parts is None else parts):
-            blocks = self._layout.pack(batch.slice(start, rows), padded_rows(rows))
-            yield start, start + rows, _tensors(blocks)
-            start += rows
+        if not isinstance(columns, pa.RecordBatch):
+            if isinstance(columns, pa.Table):
+                arrays = [input_column(columns, wanted) for wanted in inputs]
+            else:
+                arrays = _from_mapping(columns, inputs)
+            columns = pa.RecordBatch.from_arrays(arrays, names=[wanted.name for wanted in inputs])
+        return self.layout.pack(columns)
 
 
-def _pieces(parts: Iterable[int]) -> Iterator[int]:
-    """Cut parts into pieces for which one call is enough; yield the rows of each."""
-    for rows in parts:
-        yield from [MAX_ROWS] * (rows // MAX_ROWS)
-        if rows % MAX_ROWS:
-            yield rows % MAX_ROWS
+def _array(column: pa.Array) -> npt.NDArray[Any]:
+    """Return a transformed column as an array: ``(rows, k)`` of fixed-size lists."""
+    is_wide = pa.types.is_fixed_size_list(column.type)
+    values: npt.NDArray[Any] = (column.flatten() if is_wide else column).to_numpy()
+    return values.reshape(len(column), column.type.list_size) if is_wide else values
 
 
 _shared: dict[str, Scorer] = {}
@@ -193,14 +189,6 @@ def shared_scorer(bundle: Bundle) -> Scorer:
         while len(_shared) > 2:
             del _shared[next(iter(_shared))]
         return scorer
-
-
-def _tensors(blocks: Blocks) -> dict[str, Any]:
-    tf = load_tensorflow()
-    return {
-        name: tf.constant(block, tf.string if name == "text" else block.dtype)
-        for name, block in blocks.items()
-    }
 
 
 def _from_mapping(columns: Mapping[str, Any], inputs: tuple[ModelInput, ...]) -> list[pa.Array]:

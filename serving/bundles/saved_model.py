@@ -1,45 +1,31 @@
 """The SavedModel that serves: cast, transform graph and Keras model behind one signature.
 
 It promises that the model gets the numbers in serving that it was trained on. Features arrive as
-float64 and int64, exactly as the kernel computed them; the only cast to float32 is inside. The
-inputs are four blocks rather than one tensor per column, because the cost of a call grows with the
-number of tensors:
+float64 and int64, exactly as the kernel computed them; the only cast to float32 is inside. Its
+inputs are the four blocks of `serving.bundles.blocks`.
 
-=========  =======  =======================  ==================================================
-tensor     dtype    shape                    holds
-=========  =======  =======================  ==================================================
-float64    float64  ``(rows, floats)``       the float64 inputs; NaN is null
-int64      int64    ``(rows, integers)``     the int64 and bool inputs; any number for a null
-null       bool     ``(rows, integers)``     which of those are null (float64 with NaN would not
-                                             hold every int64)
-text       string   ``(rows, texts)``        the texts; ``""`` is null
-=========  =======  =======================  ==================================================
-
-Within a block the columns are in the order of the model's inputs. ``serving_default`` returns
-``score``, float32 ``(rows,)``; ``transform`` returns the transformed tensors by name.
+It has three signatures. ``serving_default`` returns ``score``, float32 ``(rows,)``. Its two parts
+are ``transform``, from the blocks to the transformed tensors by name, and ``model``, from those to
+``score``: one after the other they give the bytes that the whole gives for calls of equal shape.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from tidemill.features.definitions import FLOAT64, STRING
 from tidemill.features.errors import BundleError, DefinitionError
 from tidemill.features.models.preprocessing import (
     SMALLEST_NORMAL,
     ModelInput,
     ModelSpec,
-    input_column,
 )
+from tidemill.serving.bundles.blocks import Layout
 from tidemill.serving.bundles.content_hash import content_hash
 from tidemill.serving.bundles.graph_hash import graph_hash
 from tidemill.serving.files.read_files import read_json
@@ -51,24 +37,11 @@ SCORE: Final = "serving_default"
 """The signature that scores."""
 TRANSFORM: Final = "transform"
 """The signature that returns the model's inputs."""
+MODEL: Final = "model"
+"""The signature that scores those."""
 _GRAPH: Final = "transform_fn"
 """tf.Transform's SavedModel, and its function."""
 _FUNCTION: Final = "transform_fn"
-MIN_ROWS: Final = 8
-"""Least padded rows: below, TensorFlow's kernels take other paths, and last bits differ."""
-MAX_ROWS: Final = 4096
-"""Most rows of a call."""
-
-
-def padded_rows(rows: int) -> int:
-    """Return the padded rows of a call with up to `MAX_ROWS` rows: a power of two.
-
-    TensorFlow's bytes depend on the shape of a batch: with few shapes, few stamps differ.
-
-    >>> [padded_rows(rows) for rows in (1, 8, 9, 1000)]
-    [8, 8, 16, 1024]
-    """
-    return max(MIN_ROWS, 1 << (rows - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -149,59 +122,6 @@ class TransformGraph:
         return transform
 
 
-Blocks = dict[str, npt.NDArray[Any]]
-"""The four tensors of the signature, by name."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The inputs of each block, in the order of its columns."""
-
-    floats: tuple[ModelInput, ...]
-    integers: tuple[ModelInput, ...]
-    texts: tuple[ModelInput, ...]
-
-    @classmethod
-    def of(cls, inputs: Sequence[ModelInput]) -> Layout:
-        """Return the layout of a model's inputs."""
-        return cls(
-            tuple(i for i in inputs if i.dtype == FLOAT64),
-            tuple(i for i in inputs if i.dtype not in (FLOAT64, STRING)),
-            tuple(i for i in inputs if i.dtype == STRING),
-        )
-
-    def pack(self, columns: pa.RecordBatch, rows: int) -> Blocks:
-        """Pack columns into blocks, padded to ``rows`` rows by repeating the last one.
-
-        The batch has at least one row.
-
-        Raises:
-            InputError: A column is missing or of another type.
-        """
-        blocks: Blocks = {
-            "float64": np.empty((rows, len(self.floats)), np.float64),
-            "int64": np.empty((rows, len(self.integers)), np.int64),
-            "null": np.zeros((rows, len(self.integers)), np.bool_),
-            "text": np.empty((rows, len(self.texts)), np.object_),
-        }
-        filled = columns.num_rows
-        for j, wanted in enumerate(self.floats):
-            values = input_column(columns, wanted).to_numpy(zero_copy_only=False)
-            blocks["float64"][:filled, j] = values
-        for j, wanted in enumerate(self.integers):
-            column = input_column(columns, wanted)
-            if column.null_count:
-                blocks["null"][:filled, j] = pc.is_null(column).to_numpy(zero_copy_only=False)
-                column = pc.fill_null(column, False if pa.types.is_boolean(column.type) else 0)
-            blocks["int64"][:filled, j] = column.to_numpy(zero_copy_only=False)
-        for j, wanted in enumerate(self.texts):
-            texts = pc.fill_null(input_column(columns, wanted), "")
-            blocks["text"][:filled, j] = texts.to_numpy(zero_copy_only=False)
-        for block in blocks.values():
-            block[filled:] = block[filled - 1]
-        return blocks
-
-
 def save_model(graph: TransformGraph, model: Any, directory: Path) -> None:
     """Save cast, transform graph and model as one SavedModel in a new directory.
 
@@ -235,17 +155,23 @@ def save_model(graph: TransformGraph, model: Any, directory: Path) -> None:
         columns |= {i.name: text[:, j] for j, i in enumerate(texts)}
         return transform(columns)
 
-    def score(float64: Any, int64: Any, null: Any, text: Any) -> dict[str, Any]:
-        scores = model(transformed(float64, int64, null, text), training=False)
+    def scored(columns: dict[str, Any]) -> dict[str, Any]:
+        scores = model(columns, training=False)
         return {"score": tf.cast(tf.reshape(scores, [-1]), tf.float32)}
 
+    def score(float64: Any, int64: Any, null: Any, text: Any) -> dict[str, Any]:
+        return scored(transformed(float64, int64, null, text))
+
+    parts = {n: tf.TensorSpec((None, k), tf.float32, n) for n, k in graph.numeric.items()}
+    parts |= {name: tf.TensorSpec((None,), tf.int64, name) for name in graph.vocabularies}
     module = tf.Module()
     module.transform = transform.resources  # type: ignore[attr-defined]
     # The values alone: serving does not need the optimizer's slots.
     module.weights = [variable.value for variable in model.variables]
     module.score = tf.function(score, input_signature=signature)
     module.transformed = tf.function(transformed, input_signature=signature)
-    signatures = {SCORE: module.score, TRANSFORM: module.transformed}
+    module.scored = tf.function(scored, input_signature=[parts])
+    signatures = {SCORE: module.score, TRANSFORM: module.transformed, MODEL: module.scored}
     tf.saved_model.save(module, str(directory), signatures=signatures)
 
 

@@ -19,15 +19,10 @@ from tidemill.serving.bundles.bundle import (
     manifest_digest,
 )
 from tidemill.serving.bundles.content_hash import file_hashes
-from tidemill.serving.bundles.saved_model import (
-    MAX_ROWS,
-    MIN_ROWS,
-    TransformGraph,
-    model_hash,
-    save_model,
-)
+from tidemill.serving.bundles.saved_model import TransformGraph, model_hash, save_model
 from tidemill.serving.files.atomic_directory import publish, scratch_directory
 from tidemill.serving.files.file_errors import named_for
+from tidemill.serving.models.buckets import MAX_ROWS, MIN_ROWS
 
 _SOFTWARE: Final = ("tensorflow", "tensorflow-transform", "keras")
 

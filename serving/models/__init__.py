@@ -8,8 +8,9 @@ around it. TensorFlow is imported when a model is loaded, and Beam with `handler
 
 from __future__ import annotations
 
+from tidemill.serving.models.buckets import BUCKETS
 from tidemill.serving.models.feed import Rejection
-from tidemill.serving.models.saved_model import BUCKETS, SERVING, Limits, Outcome, SavedModel
+from tidemill.serving.models.saved_model import SERVING, Limits, Outcome, SavedModel
 from tidemill.serving.models.signature import Signature
 
 __all__ = ["BUCKETS", "SERVING", "Limits", "Outcome", "Rejection", "SavedModel", "Signature"]

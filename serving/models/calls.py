@@ -100,12 +100,12 @@ class InPlaces:
 
     Attributes:
         run: Makes a call of a batch, padded to a number of rows.
-        batch: The batch.
+        batch: The batch; it has ``num_rows`` and ``take``.
         padded: The rows of the call.
     """
 
-    run: Callable[[pa.RecordBatch, int], dict[str, pa.Array] | Failure]
-    batch: pa.RecordBatch
+    run: Callable[[Any, int], dict[str, pa.Array] | Failure]
+    batch: Any
     padded: int
 
     def with_rows(self, rows: npt.NDArray[np.int64]) -> dict[str, pa.Array] | Failure:

@@ -21,7 +21,8 @@ from apache_beam.metrics.metric import Metrics
 from apache_beam.ml.inference.base import ModelHandler
 
 from tidemill.features.errors import InputError, ModelError
-from tidemill.serving.models.saved_model import BUCKETS, SERVING, Limits, Outcome, SavedModel
+from tidemill.serving.models.buckets import BUCKETS
+from tidemill.serving.models.saved_model import SERVING, Limits, Outcome, SavedModel
 
 REJECTED: Final = "rejected"
 """The column that says why a row has no outputs: null if it has, else a reason and a sentence."""

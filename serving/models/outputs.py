@@ -14,7 +14,8 @@ float16 stays float16; bfloat16 becomes float32, which has all its values.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,51 @@ import pyarrow as pa
 
 from tidemill.features.errors import ModelError
 from tidemill.serving.models.tensorflow_start import load_tensorflow
+
+
+def schema_of(outputs: Any) -> pa.Schema | None:
+    """Return the schema of what `column_of` gives, by ascending name.
+
+    Args:
+        outputs: The specifications of a function's outputs, by name.
+
+    Returns:
+        None if they do not tell it: of ragged and sparse tensors, and of unknown shapes.
+    """
+    if not isinstance(outputs, Mapping):
+        return None
+    tf = load_tensorflow()
+    fields = []
+    for name in sorted(outputs):
+        spec = outputs[name]
+        if not isinstance(spec, tf.TensorSpec) or spec.shape.rank in (None, 0):
+            return None
+        sizes = spec.shape.as_list()[1:]
+        if None in sizes or spec.dtype.name not in _TYPES:
+            return None
+        kind = _TYPES[spec.dtype.name]
+        for size in reversed(sizes):
+            kind = pa.list_(kind, size)
+        fields.append(pa.field(name, kind))
+    return pa.schema(fields)
+
+
+_TYPES: Final = {
+    "bool": pa.bool_(),
+    "int8": pa.int8(),
+    "int16": pa.int16(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "uint8": pa.uint8(),
+    "uint16": pa.uint16(),
+    "uint32": pa.uint32(),
+    "uint64": pa.uint64(),
+    "float16": pa.float16(),
+    "bfloat16": pa.float32(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "string": pa.binary(),
+}
 
 
 def column_of(name: str, tensor: Any, padded: int, rows: int) -> pa.Array:

@@ -22,23 +22,22 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tidemill.features.errors import ModelError, nearest
+from tidemill.features.errors import InputError, ModelError, nearest
+from tidemill.serving.models.buckets import BUCKETS
 from tidemill.serving.models.calls import NO_MEMORY, Calls, Failure, InPlaces, said
 from tidemill.serving.models.feed import NOT_A_NUMBER, Feed, Rejection
-from tidemill.serving.models.outputs import column_of
+from tidemill.serving.models.outputs import column_of, schema_of
 from tidemill.serving.models.signature import Signature
 from tidemill.serving.models.tensorflow_start import load_tensorflow
 
 SERVING: Final = "serving_default"
 """The signature that a SavedModel is served by, unless another one is named."""
-BUCKETS: Final = tuple(8 << n for n in range(10))
-"""The rows of calls: powers of two, from 8 to 4,096."""
 
 _SCHEMAS: Final = 64
 """So many schemas of batches are remembered."""
@@ -78,6 +77,30 @@ class Outcome(NamedTuple):
     call_rows: npt.NDArray[np.int32]
 
 
+class Rows(Protocol):
+    """Rows that a feed makes tensors of: a record batch, or what it has made of one before."""
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows."""
+
+    def slice(self, offset: int, length: int, /) -> Self:
+        """Return some rows that follow each other."""
+
+    def take(self, places: Any, /) -> Self:
+        """Return the rows at some places."""
+
+
+class RowFeed(Protocol):
+    """Makes tensors of rows; `Feed` does so of record batches."""
+
+    def unusable(self, batch: Any, /) -> Collection[Rejection]:
+        """Return the rows that cannot be inputs."""
+
+    def tensors(self, batch: Any, rows: int, /) -> dict[str, Any]:
+        """Return the tensors of a batch, padded to ``rows`` rows by repeating the last one."""
+
+
 class SavedModel:
     """A SavedModel in memory, with one of its signatures; threads may share it.
 
@@ -89,6 +112,9 @@ class SavedModel:
         warm_up: Rows of which one is called with once in each bucket. None for zeros and empty
             strings, and if it does not take these, or has inputs that may be ragged or sparse,
             for those of the first batch.
+        feed: Makes tensors of what `call` is given; None for one that takes columns. A model with a
+            feed is warm once `warm` was called, or else before its first batch.
+        beside: The same SavedModel with another signature: they share what is in memory.
 
     Raises:
         ModelError: There is no SavedModel, or no such signature; it takes no row of `warm_up`; or
@@ -103,11 +129,15 @@ class SavedModel:
         buckets: Sequence[int] = BUCKETS,
         limits: Limits | None = None,
         warm_up: pa.RecordBatch | None = None,
+        feed: RowFeed | None = None,
+        beside: SavedModel | None = None,
     ) -> None:
         if not buckets or list(buckets) != sorted({*buckets}) or buckets[0] < 1:
             raise ModelError(f"buckets are ascending numbers of rows, found {list(buckets)}")
-        self._loaded, self._function = _load(Path(directory), signature)
         self.directory = Path(directory)
+        # Keras 3 loads no SavedModels; TensorFlow does. The loaded object owns the variables.
+        self._loaded: Any = _load(self.directory) if beside is None else beside._loaded
+        self._function = _function(self._loaded, self.directory, signature)
         self.signature = Signature.of(signature, self._function)
         self.limits = limits or Limits()
         known = {*(spec.name for spec in self.signature.inputs), *self.signature.outputs}
@@ -117,49 +147,63 @@ class SavedModel:
                 f"{unknown[0]!r}, which no_nan names; {nearest(unknown[0], known)}"
             )
         self._buckets, self._most = tuple(buckets), buckets[-1]
-        self._feeds: dict[pa.Schema, Feed] = {}
+        self._own_feed, self._feeds = feed, dict[pa.Schema, Feed]()
         self._lock = threading.Lock()
         self._calls = Calls(self.limits.timeout_s, self.limits.tries)
-        self._schema: pa.Schema | None = None
+        self._schema = schema_of(self._function.structured_outputs)
+        self._is_warm = False
         if warm_up is not None:
             if not self.warm(warm_up):
                 raise ModelError(
                     f"the signature {signature!r} of {directory} takes no row of warm_up"
                 )
-        elif (zeros := _zeros(self.signature)) is not None:
+        elif feed is None and (zeros := _zeros(self.signature)) is not None:
             self.warm(zeros)
 
     @property
     def outputs(self) -> pa.Schema | None:
-        """The schema of the outputs, by ascending name; None before the first call."""
+        """The schema of the outputs, by ascending name.
+
+        None where the signature does not tell it, until a call was made.
+        """
         return self._schema
 
-    def call(self, batch: pa.RecordBatch) -> Outcome:
+    def call(self, batch: Rows, parts: Sequence[int] | None = None) -> Outcome:
         """Call the model with a batch.
 
         Args:
-            batch: The inputs by name, any number of rows; further columns are ignored.
+            batch: The inputs by name, any number of rows; further columns are ignored. Of a model
+                with a feed of its own, what that takes.
+            parts: The rows of each part of the batch, which has calls of its own, as if it were
+                alone: last bits may depend on a row's place in a call. None is one part.
 
         Raises:
             InputError: A column is missing, or has a type that the signature does not take.
             ModelError: An output has not one row for each of the batch.
         """
-        feed = self._feed(batch.schema)
-        if self._schema is None:
+        feed = self._feed(batch)
+        if not self._is_warm:
             self.warm(batch)
+        parts = [batch.num_rows] if parts is None else parts
+        if sum(parts) != batch.num_rows:
+            raise InputError(f"parts of {sum(parts)} rows are not a batch of {batch.num_rows}")
         made = []
         start = 0
-        while start < batch.num_rows:
-            rows = min(self._most, batch.num_rows - start)
-            try:
-                made.append(self._call_once(feed, batch.slice(start, rows), start))
-            except _NoMemory as error:
-                self._lower(rows, error)
-                continue
-            start += rows
+        for part in parts:
+            stop = start + part
+            while start < stop:
+                rows = min(self._most, stop - start)
+                whole = start == 0 and rows == batch.num_rows
+                some = batch if whole else batch.slice(start, rows)
+                try:
+                    made.append(self._call_once(feed, some, start))
+                except _NoMemory as error:
+                    self._lower(rows, error)
+                    continue
+                start += rows
         return self._joined(made)
 
-    def warm(self, rows: pa.RecordBatch) -> bool:
+    def warm(self, rows: Rows) -> bool:
         """Call the model once in each bucket, with the first row that it takes.
 
         Args:
@@ -171,7 +215,7 @@ class SavedModel:
         Raises:
             InputError, ModelError: As for `call`.
         """
-        feed = self._feed(rows.schema)
+        feed = self._feed(rows)
         unusable = {one.row for one in feed.unusable(rows)}
         for row in range(rows.num_rows):
             if row in unusable:
@@ -189,6 +233,7 @@ class SavedModel:
                 continue
             with self._lock:
                 self._schema = pa.schema([pa.field(n, one.type) for n, one in made.items()])
+                self._is_warm = True
             return True
         return False
 
@@ -196,7 +241,10 @@ class SavedModel:
         """Return the rows of a call with so many rows, at most as many as the largest bucket."""
         return next(size for size in self._buckets if size >= rows)
 
-    def _feed(self, schema: pa.Schema) -> Feed:
+    def _feed(self, batch: Any) -> RowFeed:
+        if self._own_feed is not None:
+            return self._own_feed
+        schema = batch.schema
         found = self._feeds.get(schema)
         if found is None:
             if len(self._feeds) >= _SCHEMAS:
@@ -206,34 +254,62 @@ class SavedModel:
             self._feeds[schema] = found
         return found
 
-    def _call_once(self, feed: Feed, batch: pa.RecordBatch, start: int) -> Outcome:
+    def _call_once(self, feed: RowFeed, batch: Rows, start: int) -> Outcome:
         """Call the model with as many rows as a call may have."""
         rows, padded = batch.num_rows, self.bucket(batch.num_rows)
         rejected = {one.row: one for one in feed.unusable(batch)}
-        good = np.setdiff1d(np.arange(rows), [*rejected])
         outputs: dict[str, pa.Array] = {}
-        if len(good):
-            call = InPlaces(partial(self._run, feed), batch, padded)
-            made = call.with_rows(good)
+        if not rejected:
+            made = self._run(feed, batch, padded)
             if isinstance(made, Failure):
-                found = call.bad_rows(good, made)
-                rejected |= {one.row: one for one in found}
-                good = np.setdiff1d(good, [one.row for one in found])
-                made = call.with_rows(good) if len(good) else {}
-            if isinstance(made, Failure):
-                # The rows were good in other calls: nobody can tell which of them is to blame.
-                raise ModelError(
-                    f"{self.directory} fails with rows that it took in other calls: {made.message}"
-                )
-            outputs = made
-        for one in self._not_numbers(outputs, good):
-            rejected[one.row] = one
+                outputs, rejected = self._without_bad(feed, batch, padded, {}, made)
+            else:
+                outputs = made
+        elif len(rejected) < rows:
+            outputs, rejected = self._without_bad(feed, batch, padded, rejected, None)
+        for one in self._not_numbers(outputs):
+            rejected.setdefault(one.row, one)
         return Outcome(
             self._columns(outputs, rows, rejected),
             tuple(rejected[row]._replace(row=start + row) for row in sorted(rejected)),
             np.full(rows, padded, np.int32),
             np.arange(rows, dtype=np.int32),
         )
+
+    def _without_bad(
+        self,
+        feed: RowFeed,
+        batch: Rows,
+        padded: int,
+        rejected: dict[int, Rejection],
+        why: Failure | None,
+    ) -> tuple[dict[str, pa.Array], dict[int, Rejection]]:
+        """Call the model without the rows that it refuses.
+
+        Args:
+            feed: Makes the tensors.
+            batch: The rows.
+            padded: The rows of the call.
+            rejected: Those that are known to be bad.
+            why: How a call with all others has failed; None if there was none.
+
+        Returns:
+            The outputs, which count for the good rows only, and all bad rows.
+        """
+        call = InPlaces(partial(self._run, feed), batch, padded)
+        good = np.setdiff1d(np.arange(batch.num_rows), [*rejected])
+        made = call.with_rows(good) if why is None else why
+        if isinstance(made, Failure):
+            found = call.bad_rows(good, made)
+            rejected = rejected | {one.row: one for one in found}
+            good = np.setdiff1d(good, [one.row for one in found])
+            made = call.with_rows(good) if len(good) else {}
+        if isinstance(made, Failure):
+            # The rows were good in other calls: nobody can tell which of them is to blame.
+            raise ModelError(
+                f"{self.directory} fails with rows that it took in other calls: {made.message}"
+            )
+        return made, rejected
 
     def _columns(
         self, outputs: Mapping[str, pa.Array], rows: int, rejected: Mapping[int, Rejection]
@@ -251,9 +327,7 @@ class SavedModel:
             )
         return _nulls(self._schema, rows)
 
-    def _not_numbers(
-        self, outputs: Mapping[str, pa.Array], good: npt.NDArray[np.int64]
-    ) -> list[Rejection]:
+    def _not_numbers(self, outputs: Mapping[str, pa.Array]) -> list[Rejection]:
         """Return the rows of which an output is NaN that may not be."""
         out = []
         for name in self.limits.no_nan:
@@ -268,11 +342,11 @@ class SavedModel:
                 continue
             found = np.isnan(values.to_numpy(zero_copy_only=False)).reshape(len(column), width)
             said = f"the output {name!r} is NaN"
-            bad = np.intersect1d(np.flatnonzero(found.any(axis=1)), good)
+            bad = np.flatnonzero(found.any(axis=1))
             out += [Rejection(int(row), NOT_A_NUMBER, said) for row in bad]
         return out
 
-    def _run(self, feed: Feed, batch: pa.RecordBatch, padded: int) -> dict[str, pa.Array] | Failure:
+    def _run(self, feed: RowFeed, batch: Rows, padded: int) -> dict[str, pa.Array] | Failure:
         """Make one call of the graph; return the columns of the rows."""
         tensors = feed.tensors(batch, padded)
         found = self._calls.run(lambda: self._function(**tensors))
@@ -323,21 +397,25 @@ def _nulls(schema: pa.Schema, rows: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.nulls(rows, one.type) for one in schema], schema=schema)
 
 
-def _load(directory: Path, signature: str) -> tuple[Any, Any]:
-    """Load a SavedModel; return it and the function of a signature."""
+def _load(directory: Path) -> Any:
+    """Load a SavedModel."""
     if not (directory / "saved_model.pb").is_file():
         raise ModelError(f"{directory} is no SavedModel: there is no saved_model.pb")
     tf = load_tensorflow()
     try:
-        loaded = tf.saved_model.load(str(directory))
+        return tf.saved_model.load(str(directory))
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         raise ModelError(f"{directory} cannot be loaded as a SavedModel: {said(error)}") from error
+
+
+def _function(loaded: Any, directory: Path, signature: str) -> Any:
+    """Return the function of a signature."""
     signatures = dict(loaded.signatures)
     if signature not in signatures:
         raise ModelError(
             f"{directory} has no signature {signature!r}; {nearest(signature, signatures)}"
         )
-    return loaded, signatures[signature]
+    return signatures[signature]
 
 
 def _zeros(signature: Signature) -> pa.RecordBatch | None:

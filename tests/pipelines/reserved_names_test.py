@@ -22,6 +22,7 @@ from tidemill.pipelines.io import log
 from tidemill.pipelines.io.files.judged_rows import DROP_COLUMN, REJECT_COLUMN
 from tidemill.pipelines.stream.answer_join import answered_schema
 from tidemill.pipelines.stream.infer import predictions
+from tidemill.serving.bundles.blocks import Blocks, Layout
 from tidemill.serving.bundles.inference import Scorer
 
 SCHEMA = {"at": "timestamp", "id": "string", "shop": "string", "late": "bool"}
@@ -41,7 +42,9 @@ class _Scorer:
         bundle="", transform="", features="", device="", tensorflow="", xla=False
     )
 
-    def score(self, rows: pa.RecordBatch, parts: object) -> np.ndarray:
+    layout = Layout.of(())
+
+    def score(self, rows: Blocks, parts: object) -> np.ndarray:
         return np.zeros(rows.num_rows)
 
     def padded_rows(self, rows: int) -> np.ndarray:

@@ -74,6 +74,7 @@ from tidemill.pipelines.stream.shard import request_parts, shard_poll
 from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.pipelines.verify.instants import instant_text
+from tidemill.serving.bundles.blocks import Blocks, Layout
 from tidemill.serving.bundles.inference import Scorer, Stamps
 from tidemill.serving.generations.current import write_current
 from tidemill.serving.online.backends import open_database
@@ -272,9 +273,10 @@ class FakeScorer:
     """Scores 0.0 in place of a bundle's scorer: the proof is about features."""
 
     stamps = Stamps("b1", "t1", PROJECT.hash, "CPU", "2.21", False)
+    layout = Layout.of(())
 
     def score(
-        self, columns: pa.RecordBatch, parts: Sequence[int] | None = None
+        self, columns: pa.RecordBatch | Blocks, parts: Sequence[int] | None = None
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         return np.zeros(columns.num_rows, np.float32)
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import Int64Array
-from tidemill.serving.bundles.saved_model import MAX_ROWS, padded_rows
+from tidemill.serving.models.buckets import MAX_ROWS, padded_rows
 
 UNKNOWN_ROW: Final = -1
 """In place of the row, of a prediction whose file does not say it."""

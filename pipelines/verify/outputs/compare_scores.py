@@ -36,7 +36,7 @@ from tidemill.pipelines.verify.outputs.differences import differing, shown
 from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.serving.bundles.current import BUNDLES
 from tidemill.serving.bundles.inference import Scorer
-from tidemill.serving.bundles.saved_model import MAX_ROWS
+from tidemill.serving.models.buckets import MAX_ROWS
 
 TOLERANCE: Final = 1e-4
 """How far scores may be apart that two kinds of devices compute, absolutely."""

@@ -29,7 +29,9 @@ from tests.support.proof_run import (
 )
 from tests.support.searched import where_found
 from tidemill import FeatureView
+from tidemill.features.definitions import TIMESTAMP
 from tidemill.features.errors import InputError, Locked, StateMismatch
+from tidemill.features.models.preprocessing import model_inputs
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.forget import finish, forget
 from tidemill.pipelines.forget.record import FORGOTTEN, WORK, check_finished, read_records
@@ -40,6 +42,7 @@ from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.run.summary import read_summary, write_summary
 from tidemill.pipelines.verify.read_features import read_features
 from tidemill.pipelines.verify.verify import verify
+from tidemill.serving.bundles.blocks import Blocks, Layout
 from tidemill.serving.files.locks import lock
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import STATUS
@@ -52,12 +55,15 @@ DRIVER: Final = "Anna Müller 3"
 class Adding(FakeScorer):
     """Scores the sum of all numbers, so that a score says when one of them was another."""
 
+    layout = Layout.of([one for one in model_inputs(PROJECT) if one.dtype != TIMESTAMP])
+
     def score(
-        self, columns: pa.RecordBatch, parts: Sequence[int] | None = None
+        self, columns: pa.RecordBatch | Blocks, parts: Sequence[int] | None = None
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
-        numbers = [one for one in columns.columns if not pa.types.is_timestamp(one.type)]
-        filled = [one.cast(pa.float64()).fill_null(0.5).to_numpy() for one in numbers]
-        return np.nan_to_num(np.sum(filled, axis=0)).astype(np.float32)
+        blocks = columns if isinstance(columns, Blocks) else self.layout.pack(columns)
+        numbers = np.where(np.isnan(blocks.float64), 0.5, blocks.float64).sum(axis=1)
+        whole = np.where(blocks.null, 0.5, blocks.int64).sum(axis=1)
+        return np.nan_to_num(numbers + whole).astype(np.float32)
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,11 @@ from tests.support import trained_bundle as given
 from tidemill.features.errors import InputError
 from tidemill.pipelines.training.fit import predictor
 from tidemill.pipelines.training.transform import Transformer
+from tidemill.serving.bundles.blocks import BlockFeed, Blocks
 from tidemill.serving.bundles.inference import Scorer, shared_scorer
-from tidemill.serving.bundles.saved_model import MAX_ROWS
+from tidemill.serving.bundles.saved_model import MODEL
+from tidemill.serving.models.buckets import BUCKETS, MAX_ROWS
+from tidemill.serving.models.saved_model import SavedModel
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +90,43 @@ def test_scores_are_the_trained_models(scorer: Scorer) -> None:
     batch = _batch(64)
     graph = given.bundle().transform_graph
     model = given.build_model(graph.model_spec(0.01, 1))
-    restored = scorer._loaded.weights
+    restored = scorer._model._loaded.weights
     for variable, saved in zip(model.variables, restored, strict=True):
         variable.assign(keras.ops.convert_to_tensor(saved.numpy()))
     expected = predictor(model)(Transformer(graph)(batch))
     np.testing.assert_allclose(scorer.score(batch), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [8, 64, 1024, MAX_ROWS])
+def test_transform_then_model_give_the_bytes_of_the_whole(scorer: Scorer, rows: int) -> None:
+    batch = _hard(rows)
+    parts = pa.RecordBatch.from_pydict(
+        {
+            name: pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
+            if array.ndim == 2
+            else pa.array(array)
+            for name, array in scorer.transform(batch).items()
+        }
+    )
+    model = SavedModel(given.bundle().model_directory, MODEL)
+    assert model.signature.outputs == ("score",)
+    scores = model.call(parts).outputs.column("score").to_numpy()
+    assert scores.tobytes() == scorer.score(batch).tobytes()
+
+
+def test_every_shape_was_called_before_the_first_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    tensors = BlockFeed.tensors
+
+    def seen(self: BlockFeed, batch: Blocks, rows: int) -> dict[str, Any]:
+        shapes.append(rows)
+        return tensors(self, batch, rows)
+
+    monkeypatch.setattr(BlockFeed, "tensors", seen)
+    fresh = Scorer(given.bundle())
+    assert shapes == [*BUCKETS]
+    fresh.score(_batch(3), [1, 2])
+    assert shapes == [*BUCKETS, 8, 8]
 
 
 def test_padded_shapes_are_powers_of_two_from_8_to_4096(scorer: Scorer) -> None:

@@ -26,7 +26,7 @@ from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.outputs.call_rows import calls_with_others, with_call_rows
 from tidemill.pipelines.verify.outputs.compare_scores import PredictionCheck
 from tidemill.serving.bundles.inference import Scorer, shared_scorer
-from tidemill.serving.bundles.saved_model import MAX_ROWS
+from tidemill.serving.models.buckets import MAX_ROWS
 
 PROJECT = given.PROJECT
 ROWS = 20
