@@ -48,6 +48,11 @@ class Stage(enum.StrEnum):
     VALIDATE = "validate"
     ACCEPT = "accept"
     ANSWER = "answer"
+    SCORE = "score"
+
+
+PAST_THE_LOG: Final = frozenset({Stage.ANSWER, Stage.SCORE})
+"""The stages that refuse requests of the log: the rows are valid, and there is nothing to mend."""
 
 
 class Reason(enum.StrEnum):
@@ -93,6 +98,9 @@ class Reason(enum.StrEnum):
     AHEAD = "ahead", "the time is too far past the record's receipt"
     REPEATED_REQUEST_ID = "repeated_request_id", "an earlier request has the id"
     NO_ANSWER = "no_answer", "a view's part of the answer did not come in time"
+    MODEL_FAILED = "model_failed", "the model fails on the request and its features"
+    MODEL_TIMED_OUT = "model_timed_out", "a call of the model with the request did not end in time"
+    SCORE_NAN = "score_nan", "the model's score is NaN"
 
 
 def batch(

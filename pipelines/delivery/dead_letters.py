@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tidemill.features.contract import SECOND
-from tidemill.features.rows.rejected import Stage
+from tidemill.features.rows.rejected import PAST_THE_LOG
 from tidemill.pipelines.config.sink_section import REJECTED, KafkaSink
 from tidemill.pipelines.delivery.outgoing import KIND, KINDS, STREAM, place_of
 from tidemill.pipelines.delivery.places import Place
@@ -101,11 +101,11 @@ class DeadLetters:
             id = found.get("record", b"").decode()
         except (KeyError, ValueError):
             place = None
-        if place is None or not (id or record["stage"] == Stage.ANSWER):
+        if place is None or not (id or record["stage"] in PAST_THE_LOG):
             self.unusable += 1
             return
         # The row of a request that got no answer is valid: there is nothing to mend.
-        if record["stage"] == Stage.ANSWER or self.forgotten(rest[0], place):
+        if record["stage"] in PAST_THE_LOG or self.forgotten(rest[0], place):
             return
         if left_out is None and id != record_id(record["stream"], record["origin"], value):
             self.damaged += 1

@@ -32,7 +32,7 @@ from typing import Final
 import pyarrow as pa
 
 from tidemill.features.definitions.reserved import PREDICTION_COLUMNS
-from tidemill.features.rows.rejected import Stage
+from tidemill.features.rows.rejected import PAST_THE_LOG
 from tidemill.pipelines.config.sink_section import PREDICTIONS, REJECTED
 from tidemill.pipelines.delivery.places import Place
 from tidemill.pipelines.io.json_objects import json_objects
@@ -118,7 +118,7 @@ def of_rejected(rows: pa.RecordBatch, stream: str) -> Iterator[Outgoing]:
         seen[record] += 1
         texts = {name: str(row[name])[:_DETAIL] for name in _REJECTED}
         texts["occurrence"] = str(occurrence)
-        if row["stage"] != Stage.ANSWER:
+        if row["stage"] not in PAST_THE_LOG:
             texts["record"] = record_id(source, row["origin"], row["payload"])
         headers = [(STREAM, stream.encode()), (KIND, b"rejected")]
         headers += [(name, text.encode("utf-8", "replace")) for name, text in texts.items()]

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from tidemill.features.rows import rejected
-from tidemill.features.rows.rejected import Stage
+from tidemill.features.rows.rejected import PAST_THE_LOG
 from tidemill.pipelines.ingest.repaired_records import record_id
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.run import paths
@@ -27,7 +27,7 @@ def read_rejected(root: Path, sources: Collection[str]) -> dict[str, Record]:
     return {
         record_id(record): record
         for record in records
-        if record["stage"] != Stage.ANSWER and record["stream"] in sources
+        if record["stage"] not in PAST_THE_LOG and record["stream"] in sources
     }
 
 
@@ -43,9 +43,9 @@ def update_rejected(root: Path, settled: set[str], still: Mapping[str, Record]) 
     for path in sorted((root / paths.REJECTED).glob("*.parquet")):
         records = read_records(path)
         left = [
-            record if record["stage"] == Stage.ANSWER else still.get(record_id(record), record)
+            record if record["stage"] in PAST_THE_LOG else still.get(record_id(record), record)
             for record in records
-            if record["stage"] == Stage.ANSWER or record_id(record) not in settled
+            if record["stage"] in PAST_THE_LOG or record_id(record) not in settled
         ]
         if not left:
             path.unlink()

@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.pvalue import TaggedOutput
 from apache_beam.utils.windowed_value import WindowedValue
 
 from tidemill.features.definitions import Project
@@ -27,12 +29,17 @@ from tidemill.pipelines.io.exchange.worker_end import ExchangePlace
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
 from tidemill.pipelines.stream.answer_join import AS_OF, RELEASE, SHARD
 from tidemill.pipelines.stream.operator_figures import report_predictions, scoring
+from tidemill.pipelines.stream.rejected_by_stream import unscored_requests
 from tidemill.pipelines.stream.windowed import windowed
 from tidemill.pipelines.telemetry.stage_figures import NO_FIGURES, FiguresPlace
 from tidemill.serving.bundles.blocks import Blocks, Layout, MatrixPacking
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.inference import Scorer, shared_scorer
+from tidemill.serving.bundles.saved_model import SCORE_OUTPUT
+from tidemill.serving.models.feed import Rejection
 
+UNSCORED: Final = "unscored"
+"""The tag of the requests that a model refuses."""
 _SCORED_BY: Final = (
     "bundle_version", "transform_hash", "spec_hash", "device", "tensorflow", "xla",
 )  # fmt: skip
@@ -92,7 +99,31 @@ def predictions(
         One prediction for each request, ``(rows,)``: ids and times, the instant and release of each
         view's answer, the feature values, the score, and the versions that the score depends on.
         Without a scorer, the score and what it depends on are null, but for the feature-spec hash.
+        Where the model refuses a request, the score is null.
     """
+    return scored(project, scorer, answered, created_us, parts).predictions
+
+
+class Scored(NamedTuple):
+    """What became of answered requests.
+
+    Attributes:
+        predictions: One for each, ``(rows,)``.
+        refused: Those that the model refuses: they have no score.
+    """
+
+    predictions: pa.RecordBatch
+    refused: Sequence[Rejection]
+
+
+def scored(
+    project: Project,
+    scorer: Scorer | None,
+    answered: pa.RecordBatch,
+    created_us: int,
+    parts: Sequence[int] | None = None,
+) -> Scored:
+    """Score answered requests as `predictions` does, and say which of them the model refuses."""
     rows = answered.num_rows
     request = project.request
     inputs = request_inputs(project, answered)
@@ -108,16 +139,16 @@ def predictions(
             out[f"{prefix}__{view.name}"] = pa.array(np.ascontiguousarray(words[:, index]))
     out |= inputs
     out |= feature_columns(project, answered)
+    refused: Sequence[Rejection] = ()
     if scorer is None:
         score = pa.nulls(rows, pa.float32())
         padded = places = pa.nulls(rows, pa.int64())
         values: tuple[str | bool | None, ...] = (None, None, project.hash, None, None, None)
     else:
-        parts = [rows] if parts is None else parts
-        blocks = packed(scorer.layout, project, answered, inputs)
-        score = pa.array(scorer.score(blocks, parts))
-        padded = pa.array(scorer.padded_rows(*parts).astype(np.int64))
-        places = pa.array(scorer.call_rows(*parts).astype(np.int64))
+        found = scorer.call(packed(scorer.layout, project, answered, inputs), parts)
+        score, refused = found.outputs.column(SCORE_OUTPUT), found.rejected
+        padded = pa.array(found.padded_rows.astype(np.int64))
+        places = pa.array(found.call_rows.astype(np.int64))
         by = scorer.stamps
         values = (by.bundle, by.transform, by.features, by.device, by.tensorflow, by.xla)
     out["score"] = score
@@ -128,7 +159,7 @@ def predictions(
     out["received_us"] = answered.column(RECEIVED)
     out["sent_us"] = answered.column(SENT)
     out["created_us"] = pa.repeat(pa.scalar(created_us, pa.int64()), rows)
-    return pa.RecordBatch.from_pydict(out)
+    return Scored(pa.RecordBatch.from_pydict(out), refused)
 
 
 def scorer_of(bundle: Path, project: Project) -> Scorer:
@@ -141,10 +172,10 @@ def scorer_of(bundle: Path, project: Project) -> Scorer:
 
 
 @beam.typehints.with_input_types(pa.RecordBatch)
-@beam.typehints.with_output_types(pa.RecordBatch)
+@beam.typehints.with_output_types(pa.RecordBatch, **{UNSCORED: pa.RecordBatch})
 @dataclass(eq=False)
 class Infer(beam.DoFn):
-    """Turns answered record batches into predictions.
+    """Turns answered record batches into predictions, and rejected records where a model refuses.
 
     Predictions are made of all answers of a bundle at once, which takes about as long for many rows
     as for a few. Each batch of answers is scored by itself, and gives a batch of predictions, the
@@ -180,22 +211,35 @@ class Infer(beam.DoFn):
         self._bundle.append(element)
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
-        """Score the bundle; yield the predictions of each batch, with its newest time."""
-        bundle, self._bundle = self._bundle, []
-        start, time_column = 0, self.project.request.request_time
-        if bundle:
-            made = self._scored(bundle)
-        for answered in bundle:
-            mine = made.slice(start, answered.num_rows)
-            start += answered.num_rows
-            newest_us = hashing.bits(answered.column(time_column))[-1]
-            yield windowed(with_epoch(mine, epoch_of(answered)), int(newest_us))
+        """Score the bundle; yield the predictions of each batch, with its newest time.
 
-    def _scored(self, bundle: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+        The requests that the model refuses are yielded as rejected records, tagged `UNSCORED`.
+        """
+        bundle, self._bundle = self._bundle, []
+        start, request = 0, self.project.request
+        if bundle:
+            made, refused = self._scored(bundle)
+        for answered in bundle:
+            stop = start + answered.num_rows
+            mine, epoch = made.slice(start, answered.num_rows), epoch_of(answered)
+            newest_us = int(hashing.bits(answered.column(request.request_time))[-1])
+            if bad := [
+                one._replace(row=one.row - start) for one in refused if start <= one.row < stop
+            ]:
+                assert self._scorer is not None
+                version = self._scorer.stamps.bundle
+                for records in unscored_requests(request, answered, bad, version):
+                    yield TaggedOutput(UNSCORED, windowed(with_epoch(records, epoch), newest_us))
+                mine = mine.filter(pc.is_valid(mine.column("score")))
+            if mine.num_rows:
+                yield windowed(with_epoch(mine, epoch), newest_us)
+            start = stop
+
+    def _scored(self, bundle: Sequence[pa.RecordBatch]) -> Scored:
         figures, now_us = self.figures.here(), time.time_ns() // 1_000
         answered = pa.concat_batches([with_epoch(one, 0) for one in bundle])
         parts = [one.num_rows for one in bundle]
         with scoring(figures, answered.num_rows):
-            made = predictions(self.project, self._scorer, answered, now_us, parts)
-        report_predictions(figures, made)
+            made = scored(self.project, self._scorer, answered, now_us, parts)
+        report_predictions(figures, made.predictions)
         return made

@@ -1,8 +1,9 @@
-"""The records that a stream rejects: requests that were given up, and how they are read back."""
+"""The records that a stream rejects, requests without an answer or score; reading them back."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,9 +14,11 @@ from tidemill.features.contract import BoolArray
 from tidemill.features.definitions import Request
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
-from tidemill.pipelines.io.log import POSITION, SENT
+from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
 from tidemill.pipelines.io.outputs import OutputFolder
 from tidemill.pipelines.stream.answer_parts import Unanswered
+from tidemill.serving.models.calls import FAILED, TIMED_OUT
+from tidemill.serving.models.feed import NOT_A_NUMBER, Rejection
 
 
 def rejected_requests(request: str, lost: Unanswered) -> pa.RecordBatch:
@@ -25,18 +28,73 @@ def rejected_requests(request: str, lost: Unanswered) -> pa.RecordBatch:
         request: The name of the request.
         lost: The requests.
     """
-    positions = hashing.bits(lost.rows.column(POSITION))
     count = lost.rows.num_rows
+    reasons = [rejected.Reason.NO_ANSWER] * count
+    details = [f"views {', '.join(lost.views)} did not answer in time"] * count
+    return _of_log(rejected.Stage.ANSWER, request, lost.partition, lost.rows, reasons, details)
+
+
+def unscored_requests(
+    request: Request, answered: pa.RecordBatch, refused: Sequence[Rejection], bundle: str
+) -> list[pa.RecordBatch]:
+    """Return answered requests that a model refuses as rejected records, a batch a partition.
+
+    Args:
+        request: The request.
+        answered: Answered requests (`pipelines.stream.answer_join.answered_schema`), ``(rows,)``.
+        refused: Those that the model refuses.
+        bundle: The version of the bundle.
+    """
+    names = [*request.schema, POSITION, RECEIVED]
+    by_partition: dict[int, list[Rejection]] = {}
+    partitions = hashing.bits(answered.column(PARTITION))
+    for one in refused:
+        by_partition.setdefault(int(partitions[one.row]), []).append(one)
+    return [
+        _of_log(
+            rejected.Stage.SCORE,
+            request.name,
+            partition,
+            answered.select(names).take(pa.array([one.row for one in mine])),
+            [_REASONS[one.reason] for one in mine],
+            [f"bundle {bundle}: {one.message}" for one in mine],
+        )
+        for partition, mine in sorted(by_partition.items())
+    ]
+
+
+def bundle_of(detail: str) -> str:
+    """Return the version of the bundle that has refused a request, from what its record says."""
+    return detail.removeprefix("bundle ").partition(": ")[0]
+
+
+_REASONS: Final = {
+    FAILED: rejected.Reason.MODEL_FAILED,
+    TIMED_OUT: rejected.Reason.MODEL_TIMED_OUT,
+    NOT_A_NUMBER: rejected.Reason.SCORE_NAN,
+}
+
+
+def _of_log(
+    stage: rejected.Stage,
+    request: str,
+    partition: int,
+    rows: pa.RecordBatch,
+    reasons: Sequence[str],
+    details: Sequence[str],
+) -> pa.RecordBatch:
+    """Return requests of the log as rejected records."""
+    positions = hashing.bits(rows.column(POSITION))
     # When a poll read them is no part of the requests.
-    rows = lost.rows.select([name for name in lost.rows.schema.names if name != SENT])
+    rows = rows.select([name for name in rows.schema.names if name != SENT])
     return rejected.batch(
-        rejected.Stage.ANSWER,
+        stage,
         stream=request,
-        partition=lost.partition,
+        partition=partition,
         positions=positions,
-        reasons=[rejected.Reason.NO_ANSWER] * count,
-        details=[f"views {', '.join(lost.views)} did not answer in time"] * count,
-        origins=[f"{request}/{lost.partition}:{at}" for at in positions.tolist()],
+        reasons=reasons,
+        details=details,
+        origins=[f"{request}/{partition}:{at}" for at in positions.tolist()],
         payloads=[json.dumps(row, default=str).encode() for row in rows.to_pylist()],
     )
 

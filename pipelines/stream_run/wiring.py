@@ -36,14 +36,15 @@ from tidemill.pipelines.stream.featurize import (
     Featurize,
 )
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
-from tidemill.pipelines.stream.infer import Infer
+from tidemill.pipelines.stream.infer import UNSCORED, Infer
 from tidemill.pipelines.stream.rejected_by_stream import PLACE, rejected_requests
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.wire_format import decode_unanswered
 from tidemill.pipelines.telemetry.rejected_figures import CountRejected
 
-_REFUSALS = ("Invalid", "Unanswered", "Unreadable")
-"""The records that the stream rejects: by validation, for want of an answer, and by a reader."""
+_REFUSALS = ("Invalid", "Unanswered", "Unscored", "Unreadable")
+"""The records that the stream rejects: by validation, for want of an answer, by the model, and by a
+reader."""
 
 
 class Entrance(Protocol):
@@ -113,9 +114,12 @@ def wire(
     sharded = valid["polls"] | step("Shard", Shard(project, featurize.shards, featurize.joiners))
     out = sharded | "Featurize" >> Featurize(project, featurize)
     infer = step("Infer", Infer(project, bundle, featurize.figures, featurize.exchange))
-    answered = out[ANSWERS] | infer.with_resource_hints(**hints or {})
+    infer = infer.with_resource_hints(**hints or {}).with_outputs(UNSCORED, main=PREDICTIONS)
+    scored = out[ANSWERS] | infer
     write = WriteOutputs(root / paths.PREDICTIONS, ("partition", "position"), segment)
-    delivered = answered | written("Predictions", delivery.step(PREDICTIONS, write, attempt))
+    delivered = scored[PREDICTIONS] | written(
+        "Predictions", delivery.step(PREDICTIONS, write, attempt)
+    )
     # The workers of Beam end a bundle's steps in the order of how many steps follow each. So one
     # more lets predictions go out before publications are logged, and not after.
     _ = delivered | step("Delivered", _Nothing())
@@ -132,7 +136,7 @@ def wire(
     _ = out[RELEASES] | written("Releases", releases, is_awaited=False)
     unanswered = out[UNANSWERED] | step("Reject", _Reject(project.request.name))
     # Not flattened: FnApiRunner would hold the records back until the source ends.
-    found = (valid[INVALID], unanswered, *refused)
+    found = (valid[INVALID], unanswered, scored[UNSCORED], *refused)
     for name, refusals in zip(_REFUSALS[: len(found)], found, strict=True):
         write = WriteOutputs(root / paths.REJECTED_BY_STREAM, PLACE, segment)
         _ = (

@@ -24,9 +24,9 @@ from tidemill.features.models.preprocessing import ModelInput, input_column
 from tidemill.serving.bundles.blocks import BlockFeed, Blocks, Layout
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.device import device_stamp
-from tidemill.serving.bundles.saved_model import SCORE, TRANSFORM
+from tidemill.serving.bundles.saved_model import SCORE, SCORE_OUTPUT, TRANSFORM
 from tidemill.serving.models.buckets import padded_rows, pieces
-from tidemill.serving.models.saved_model import SavedModel
+from tidemill.serving.models.saved_model import Limits, Outcome, SavedModel
 from tidemill.serving.models.tensorflow_start import load_tensorflow
 
 Columns: TypeAlias = "pa.RecordBatch | pa.Table | Mapping[str, Any]"
@@ -70,7 +70,9 @@ class Scorer:
         tf = load_tensorflow()
         self.bundle = bundle
         self.layout = Layout.of(bundle.inputs)
-        self._model = SavedModel(bundle.model_directory, SCORE, feed=BlockFeed())
+        self._model = SavedModel(
+            bundle.model_directory, SCORE, feed=BlockFeed(), limits=Limits(no_nan=(SCORE_OUTPUT,))
+        )
         self._model.warm(self.layout.zeros())
         self.stamps = Stamps(
             bundle=bundle.version,
@@ -99,7 +101,7 @@ class Scorer:
             InputError: A column is missing, of another type or of another length; or the model
                 fails on a row.
         """
-        found = self._model.call(self._blocks(columns), parts)
+        found = self.call(columns, parts)
         if found.rejected:
             first = found.rejected[0]
             raise InputError(
@@ -108,8 +110,24 @@ class Scorer:
             )
         if not found.outputs.num_rows:
             return np.zeros(0, np.float32)
-        scores: npt.NDArray[np.float32] = found.outputs.column("score").to_numpy()
+        scores: npt.NDArray[np.float32] = found.outputs.column(SCORE_OUTPUT).to_numpy()
         return scores
+
+    def call(self, columns: Columns | Blocks, parts: Sequence[int] | None = None) -> Outcome:
+        """Score a batch, and say which rows the model refuses.
+
+        Args:
+            columns: As for `score`.
+            parts: As for `score`.
+
+        Returns:
+            The column ``score``, float32; the rows on which the model fails or gives NaN, which are
+            null there; and of each row its place in the call that made its score.
+
+        Raises:
+            InputError: A column is missing, of another type or of another length.
+        """
+        return self._model.call(self._blocks(columns), parts)
 
     def transform(self, columns: Columns) -> dict[str, npt.NDArray[Any]]:
         """Return the inputs of the model inside the bundle for a batch.

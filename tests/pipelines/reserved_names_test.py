@@ -24,6 +24,7 @@ from tidemill.pipelines.stream.answer_join import answered_schema
 from tidemill.pipelines.stream.infer import predictions
 from tidemill.serving.bundles.blocks import Blocks, Layout
 from tidemill.serving.bundles.inference import Scorer
+from tidemill.serving.models.saved_model import Outcome
 
 SCHEMA = {"at": "timestamp", "id": "string", "shop": "string", "late": "bool"}
 ORDERS = EventStream("orders", SCHEMA, event_time="at", event_id="id")
@@ -44,14 +45,10 @@ class _Scorer:
 
     layout = Layout.of(())
 
-    def score(self, rows: Blocks, parts: object) -> np.ndarray:
-        return np.zeros(rows.num_rows)
-
-    def padded_rows(self, rows: int) -> np.ndarray:
-        return np.full(rows, rows)
-
-    def call_rows(self, rows: int) -> np.ndarray:
-        return np.arange(rows)
+    def call(self, rows: Blocks, parts: object) -> Outcome:
+        places = np.arange(rows.num_rows)
+        scores = pa.RecordBatch.from_pydict({"score": np.zeros(len(places))})
+        return Outcome(scores, (), np.full_like(places, len(places)), places)
 
 
 def _answered() -> pa.RecordBatch:

@@ -77,6 +77,7 @@ from tidemill.pipelines.verify.instants import instant_text
 from tidemill.serving.bundles.blocks import Blocks, Layout
 from tidemill.serving.bundles.inference import Scorer, Stamps
 from tidemill.serving.generations.current import write_current
+from tidemill.serving.models.saved_model import Outcome
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.parcels import parcels_of
 from tidemill.serving.stores.online_places import SqlitePlace
@@ -279,6 +280,11 @@ class FakeScorer:
         self, columns: pa.RecordBatch | Blocks, parts: Sequence[int] | None = None
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         return np.zeros(columns.num_rows, np.float32)
+
+    def call(self, columns: pa.RecordBatch | Blocks, parts: Sequence[int] | None = None) -> Outcome:
+        rows = [columns.num_rows] if parts is None else parts
+        scores = pa.RecordBatch.from_pydict({"score": self.score(columns, parts)})
+        return Outcome(scores, (), self.padded_rows(*rows), self.call_rows(*rows))
 
     padded_rows = staticmethod(Scorer.padded_rows)
     call_rows = staticmethod(Scorer.call_rows)

@@ -122,7 +122,8 @@ def compare_outputs(
             publications.take(part.releases, extent.complete)
             rejected.take(part, is_complete=is_complete)
             for batch in part.answered:
-                scores.take(batch)
+                refused = scores.take(batch, rejected.refused_by(batch))
+                rejected.take_records(refused, is_complete=is_complete)
                 possible.append(places_of(batch, PARTITION, POSITION))
                 if is_complete:
                     answered.append(possible[-1])

@@ -1,10 +1,12 @@
 """Comparing the rejected records of a stream: each is one that its polls give.
 
-A request is rejected instead of answered only where no release has its answer.
+A request is rejected instead of answered only where no release has its answer, and instead of
+scored only where its bundle refuses it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -12,11 +14,13 @@ import pyarrow as pa
 
 from tidemill.features.definitions import Project
 from tidemill.features.rows import rejected
+from tidemill.pipelines.io.log import PARTITION, POSITION
 from tidemill.pipelines.recovery.repeat import Repeated
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.stream.rejected_by_stream import (
     are_of_log,
+    bundle_of,
     read_rejected,
     rejected_requests,
 )
@@ -55,6 +59,7 @@ class RejectedCheck:
         self._rows.clear()
         for row, place in enumerate(_places(self._found)):
             self._rows.setdefault(place, []).append(row)
+        self._is_refused = any(place[0] == rejected.Stage.SCORE for place in self._rows)
 
     def leave_out(self, beyond: Beyond) -> None:
         """Do not compare the records that are beyond the live log."""
@@ -70,7 +75,30 @@ class RejectedCheck:
         """
         request = self._project.request.name
         given = [rejected_requests(request, lost) for lost in repeated.unanswered]
-        for batch in [*repeated.rejected, *given]:
+        self.take_records([*repeated.rejected, *given], is_complete=is_complete)
+
+    def refused_by(self, answered: pa.RecordBatch) -> str | None:
+        """Return the bundle that has refused one of some answered requests; None if none has."""
+        if not self._is_refused:
+            return None
+        name = self._project.request.name
+        for partition, position in zip(
+            *(answered.column(column).to_pylist() for column in (PARTITION, POSITION)), strict=True
+        ):
+            place = (str(rejected.Stage.SCORE), name, partition, position)
+            if rows := self._rows.get(place):
+                return bundle_of(self._found.column("detail")[rows[0]].as_py())
+        return None
+
+    def take_records(self, records: Iterable[pa.RecordBatch], *, is_complete: bool) -> None:
+        """Compare records that polls give.
+
+        Args:
+            records: They.
+            is_complete: Whether they must be there.
+        """
+        request = self._project.request.name
+        for batch in records:
             expected = pa.Table.from_batches([batch]).combine_chunks()
             of_log = are_of_log(expected)
             for row, place in enumerate(_places(expected)):
@@ -99,6 +127,12 @@ class RejectedCheck:
                 table.column(name).combine_chunks()
                 for table in (self._found.slice(row, 1), expected)
             )
+            if name == "detail" and place[0] == rejected.Stage.SCORE:
+                # Versions of TensorFlow say the same in other words.
+                seen, right = (
+                    pa.array([bundle_of(one) for one in column.to_pylist()])
+                    for column in (seen, right)
+                )
             if differing(seen, right).any():
                 cause = "the stream's polls reject the row otherwise"
                 self._note(place, name, shown(name, seen, 0), shown(name, right, 0), cause)
@@ -113,6 +147,8 @@ class RejectedCheck:
             cause = "no poll of the stream rejects this row"
             if place[0] == rejected.Stage.ANSWER:
                 cause = "the releases answer this request: it was not rejected"
+            if place[0] == rejected.Stage.SCORE:
+                cause = "the model takes this request: it was not rejected"
             for _ in rows:
                 self._note(place, "", "a rejected record", "none", cause)
 

@@ -24,8 +24,9 @@ from tidemill.features.errors import BundleError, InputError
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
 from tidemill.pipelines.stream import infer
-from tidemill.pipelines.stream.infer import predictions
+from tidemill.pipelines.stream.infer import scored
 from tidemill.pipelines.stream.output_folders import STAMPS
+from tidemill.pipelines.stream.rejected_by_stream import unscored_requests
 from tidemill.pipelines.verify.findings import Findings, Mismatch, excused_until
 from tidemill.pipelines.verify.outputs.call_rows import (
     UNKNOWN_ROW,
@@ -126,29 +127,41 @@ class PredictionCheck:
         self._elsewhere_checked |= {*project.request.inputs}
         self._elsewhere_checked |= {column.name for column in project.columns}
 
-    def take(self, answered: pa.RecordBatch) -> None:
-        """Compare the predictions for some answered requests, which are one call of the bundle."""
+    def take(self, answered: pa.RecordBatch, refused_by: str | None = None) -> list[pa.RecordBatch]:
+        """Compare the predictions for some answered requests, which are one call of the bundle.
+
+        Args:
+            answered: The requests.
+            refused_by: The version of the bundle that has refused one of them, as its record says.
+
+        Returns:
+            The requests that the bundle refuses, as rejected records.
+        """
         wanted = places_of(answered, PARTITION, POSITION)
         at = np.searchsorted(self._places, wanted)
         there: BoolArray = np.zeros(len(wanted), np.bool_)
         inside = at < len(self._places)
         there[inside] = self._places[at[inside]] == wanted[inside]
-        if not there.any():
-            return  # a missing prediction is noted elsewhere
+        if not there.any() and refused_by is None:
+            return []  # a missing prediction is noted elsewhere
         found = self._found.take(pa.array(self._order[at[there]]))
-        version = str(_most_frequent(found.column("bundle_version")))
+        version = str(_most_frequent(found.column("bundle_version")) if there.any() else refused_by)
         scorer = self._scorer(version) if self._is_scored else None
         if isinstance(scorer, str):
             self._note_all(found, "bundle_version", version, "a bundle of this root", scorer)
-            return
-        expected = predictions(self._project, scorer, answered, 0)
+            return []
+        made = scored(self._project, scorer, answered, 0)
+        refused = unscored_requests(self._project.request, answered, made.refused, version)
+        expected = made.predictions
         if scorer is not None and excused_until():
             expected = self._with_forgotten(found, expected, there, scorer)
         expected = expected.filter(pa.array(there))
         if scorer is not None and self._has_forgotten:
             expected = self._beside_forgotten(found, expected, scorer)
         self.scores += found.num_rows if self._is_scored else 0
-        self._compare(found, expected, scorer)
+        if found.num_rows:
+            self._compare(found, expected, scorer)
+        return refused
 
     def _with_forgotten(
         self, found: pa.RecordBatch, expected: pa.RecordBatch, there: BoolArray, scorer: Scorer
@@ -176,8 +189,7 @@ class PredictionCheck:
         if not replaced:
             return expected
         inputs = _with_columns(expected, replaced)
-        score = pa.array(scorer.score(inputs.select(self._inputs)))
-        return _with_columns(inputs, {"score": score})
+        return _with_columns(inputs, {"score": self._score(scorer, inputs)})
 
     def _beside_forgotten(
         self, found: pa.RecordBatch, expected: pa.RecordBatch, scorer: Scorer
@@ -196,10 +208,10 @@ class PredictionCheck:
         for shape, rows in calls:
             whole = np.full(shape, start)
             whole[rows] = np.arange(start, start + len(rows))
-            inputs = expected.select(self._inputs).take(pa.array(whole))
-            scores.append(scorer.score(inputs)[rows])
+            score = self._score(scorer, expected.take(pa.array(whole)))
+            scores.append(score.take(pa.array(rows)))
             start += len(rows)
-        score = pa.array(np.concatenate(scores))
+        score = pa.concat_arrays(scores)
         columns = {"score": score, "call_row": said, "padded_rows": padded}
         return _with_columns(expected, columns)
 
@@ -235,7 +247,7 @@ class PredictionCheck:
             # What other rows of a call hold does not matter.
             is_mine = call >= 0
             whole = np.where(is_mine, call, call.max())
-            score = scorer.score(found.select(self._inputs).take(pa.array(whole)))
+            score = self._score(scorer, found.take(pa.array(whole)))
             some = found.take(pa.array(call[is_mine]))
             right: dict[str, Any] = {
                 "bundle_version": by.bundle,
@@ -248,10 +260,14 @@ class PredictionCheck:
                 name: pa.array([value] * some.num_rows, some.column(name).type)
                 for name, value in right.items()
             }
-            expected["score"] = pa.array(score[is_mine])
+            expected["score"] = score.filter(pa.array(is_mine))
             expected["call_row"] = pa.array(np.flatnonzero(is_mine))
             self.scores += some.num_rows
             self._compare(some, _with_columns(some, expected), scorer)
+
+    def _score(self, scorer: Scorer, rows: pa.RecordBatch) -> pa.Array:
+        """Return the scores of predictions, null where the model refuses one."""
+        return scorer.call(rows.select(self._inputs)).outputs.column("score")
 
     def _compare(
         self, found: pa.RecordBatch, expected: pa.RecordBatch, scorer: Scorer | None
