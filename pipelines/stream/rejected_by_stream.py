@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +16,7 @@ from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
 from tidemill.pipelines.io.outputs import OutputFolder
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_parts import Unanswered
 from tidemill.serving.models.calls import FAILED, TIMED_OUT
 from tidemill.serving.models.feed import NOT_A_NUMBER, Rejection
@@ -118,6 +119,23 @@ def unanswered(refused: pa.Table, request: Request) -> int:
     """Count the requests of the log, among rejected records, that were not answered."""
     of_request = pc.equal(refused.column("stream"), request.name).to_numpy(zero_copy_only=False)
     return int((of_request & are_of_log(refused)).sum())
+
+
+def rejected_with_id(stream: Path, request: Request, id: str) -> dict[str, Any] | None:
+    """Return the rejected record of a request of the log with an id; None if there is none.
+
+    Args:
+        stream: The folder of the stream.
+        request: The request.
+        id: The id of one.
+    """
+    records = read_rejected(stream / paths.REJECTED_BY_STREAM)
+    is_past = pc.is_in(records.column("stage"), pa.array(sorted(rejected.PAST_THE_LOG)))
+    for record in records.filter(is_past).to_pylist():
+        payload = json.loads(record["payload"])
+        if str(payload.get(request.request_id)) == id:
+            return dict(record)
+    return None
 
 
 def read_rejected(folder: Path, since: int = 0, until: int | None = None) -> pa.Table:

@@ -22,6 +22,7 @@ from tidemill.features.oracle.values import FeatureValue, Oracle
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.tables import Table
+from tidemill.pipelines.stream.rejected_by_stream import rejected_with_id
 from tidemill.pipelines.verify.compare_oracle import plain_rows, same
 from tidemill.pipelines.verify.definitions_of import configuration_of
 from tidemill.pipelines.verify.instants import field_text, instant_text, value_text
@@ -124,6 +125,12 @@ def explain(config: Configuration, request_id: str) -> ExplainedPrediction:
     predictions = read_predictions(current.stream_folder, project)
     mine = predictions.filter(pc.equal(predictions["request_id"], request_id))
     if len(mine) != 1:
+        refused = rejected_with_id(current.stream_folder, project.request, request_id)
+        if not len(mine) and refused is not None:
+            raise InputError(
+                f"the request {request_id!r} has no prediction, it was rejected: "
+                f"{refused['reason']}, {refused['detail']}"
+            )
         known = predictions["request_id"].to_pylist()
         hint = nearest(request_id, known[:1000]) if not len(mine) else "run `tidemill verify`"
         raise InputError(

@@ -26,6 +26,7 @@ from tests.support.proof_run import (
     write_sources,
 )
 from tidemill.features.definitions import TIMESTAMP
+from tidemill.features.errors import InputError
 from tidemill.features.models.preprocessing import model_inputs
 from tidemill.features.rows import rejected
 from tidemill.pipelines.config.configuration import Configuration
@@ -33,6 +34,7 @@ from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream.output_folders import predictions_of, rejected_of
 from tidemill.pipelines.stream_run.stream import stream
+from tidemill.pipelines.verify.explain import explain
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.bundles.blocks import BlockFeed, Blocks, Layout
 from tidemill.serving.models.saved_model import Limits, Outcome, SavedModel
@@ -143,6 +145,13 @@ def test_only_those_are_rejected_and_the_rest_is_proven(
     assert figures["rejected_requests"] == len(records)
     assert figures["predictions"] == len(served)
     assert figures["requests"] == len(served) + len(records)
+
+
+def test_it_is_explained_why_a_request_has_no_prediction(streamed: Configuration) -> None:
+    record = _records(streamed).slice(0, 1).to_pylist()[0]
+    id = json.loads(record["payload"])["quote"]
+    with pytest.raises(InputError, match=f"'{id}' has no prediction, it was rejected: .*bundle b1"):
+        explain(streamed, id)
 
 
 def test_prism_rejects_the_same(streamed: Configuration, tmp_path: Path) -> None:
