@@ -29,6 +29,7 @@ NAMES: Final = (
     "live_flink",
     "exchange",
     "scaling",
+    "inference",
     "online_writes",
     "online_reads",
     "second_fill",

@@ -69,9 +69,13 @@ def packed(
         answered: The requests.
         inputs: The request's own inputs (`request_inputs`).
     """
-    packing = _packing(layout, tuple(column.name for column in project.columns))
     words, nulls = matrix_of(answered.column(VALUES)), nulls_of(answered.column(NULLS))
-    return packing.pack(words, nulls, inputs)
+    return packing_of(layout, project).pack(words, nulls, inputs)
+
+
+def packing_of(layout: Layout, project: Project) -> MatrixPacking:
+    """Return what packs blocks of the matrices of a project's answers."""
+    return _packing(layout, tuple(column.name for column in project.columns))
 
 
 @functools.lru_cache(maxsize=16)

@@ -18,6 +18,7 @@ Within a block the columns are in the order of the model's inputs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,18 +80,31 @@ class Blocks:
 
     def tensors(self, rows: int) -> dict[str, Any]:
         """Return the tensors, padded to ``rows`` rows by repeating the last one."""
-        filled, out = self.num_rows, {}
-        for name, block in zip(self.__dataclass_fields__, self._all(), strict=True):
-            padded = block
+        filled, width = self.num_rows, self.null.shape[1]
+
+        def padded(block: _Array) -> Any:
             if filled < rows:
-                padded = aligned((rows, block.shape[1]), block.dtype)
-                padded[:filled] = block
-                padded[filled:] = block[filled - 1]
-            out[name] = tensor_of(padded)
-        return out
+                whole = aligned((rows, block.shape[1]), block.dtype)
+                whole[:filled] = block
+                whole[filled:] = block[filled - 1]
+                block = whole
+            return tensor_of(block)
+
+        return {
+            "float64": padded(self.float64),
+            "int64": padded(self.int64),
+            "null": padded(self.null) if self.null.any() else _no_null(rows, width),
+            "text": padded(self.text),
+        }
 
     def _all(self) -> tuple[_Array, ...]:
         return self.float64, self.int64, self.null, self.text
+
+
+@functools.lru_cache(maxsize=64)
+def _no_null(rows: int, width: int) -> Any:
+    """Return the tensor of a block without nulls, as most are."""
+    return tensor_of(np.zeros((rows, width), np.bool_))
 
 
 class BlockFeed:
@@ -209,4 +223,6 @@ def _set_integer(blocks: Blocks, j: int, column: pa.Array) -> None:
 
 
 def _set_text(blocks: Blocks, j: int, column: pa.Array) -> None:
-    blocks.text[:, j] = pc.fill_null(column, "").to_numpy(zero_copy_only=False)
+    if column.null_count:
+        column = pc.fill_null(column, "")
+    blocks.text[:, j] = column.to_numpy(zero_copy_only=False)

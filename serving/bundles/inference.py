@@ -144,6 +144,11 @@ class Scorer:
         found = self._transform.call(self._blocks(columns)).outputs
         return {name: _array(found.column(name)) for name in found.schema.names}
 
+    @property
+    def concrete_function(self) -> Any:
+        """TensorFlow's function that scores blocks."""
+        return self._model.concrete_function
+
     @functools.cached_property
     def _transform(self) -> SavedModel:
         return SavedModel(

@@ -9,6 +9,7 @@ process if memory that it is given is not aligned to 64 bytes, so nothing else i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -180,7 +181,7 @@ def aligned(shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
     kind = np.dtype(dtype)
     if kind == np.object_:
         return np.empty(shape, kind)
-    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    size = math.prod(shape) * kind.itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(kind).reshape(tuple(shape))

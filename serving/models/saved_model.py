@@ -161,6 +161,11 @@ class SavedModel:
             self.warm(zeros)
 
     @property
+    def concrete_function(self) -> Any:
+        """TensorFlow's function of the signature: from tensors by name to tensors by name."""
+        return self._function
+
+    @property
     def outputs(self) -> pa.Schema | None:
         """The schema of the outputs, by ascending name.
 
@@ -319,7 +324,7 @@ class SavedModel:
             places = pa.array([None if n in rejected else n for n in range(rows)], pa.int64())
             outputs = {name: column.take(places) for name, column in outputs.items()}
         if outputs:
-            return pa.RecordBatch.from_pydict(dict(outputs))
+            return pa.RecordBatch.from_arrays([*outputs.values()], names=[*outputs])
         if self._schema is None:
             raise ModelError(
                 f"the signature {self.signature.name!r} of {self.directory} has taken no row yet, "
@@ -340,9 +345,11 @@ class SavedModel:
                 values = values.flatten()
             if not pa.types.is_floating(values.type):
                 continue
-            found = np.isnan(values.to_numpy(zero_copy_only=False)).reshape(len(column), width)
+            found = np.isnan(values.to_numpy(zero_copy_only=False))
+            if not found.any():
+                continue
             said = f"the output {name!r} is NaN"
-            bad = np.flatnonzero(found.any(axis=1))
+            bad = np.flatnonzero(found.reshape(len(column), width).any(axis=1))
             out += [Rejection(int(row), NOT_A_NUMBER, said) for row in bad]
         return out
 
