@@ -23,13 +23,16 @@ from apache_beam.ml.inference.base import ModelHandler
 from tidemill.features.errors import InputError, ModelError
 from tidemill.serving.models.buckets import BUCKETS
 from tidemill.serving.models.saved_model import SERVING, Limits, Outcome, SavedModel
+from tidemill.serving.models.shared_calls import SharedCalls
 
 REJECTED: Final = "rejected"
 """The column that says why a row has no outputs: null if it has, else a reason and a sentence."""
 REJECTION: Final = pa.struct([("reason", pa.string()), ("message", pa.string())])
 
 
-class TensorFlowModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, SavedModel]):
+class TensorFlowModelHandler(
+    ModelHandler[pa.RecordBatch, pa.RecordBatch, SavedModel | SharedCalls]
+):
     """Scores record batches with any SavedModel.
 
     Args:
@@ -41,6 +44,8 @@ class TensorFlowModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, SavedM
         limits: What is done about rows and calls that fail.
         warm_up: Rows of which one is called with in each bucket when the model is loaded; None for
             zeros and empty strings.
+        max_latency_ms: How long a call waits at most for the batches of other threads of the
+            process, to go together; 0 takes what came during the call before; None shares no calls.
 
     Elements are record batches, or lists of them, which are scored one by one. What comes out has a
     row for each row that came in: the columns `keep`, the outputs by name, and `REJECTED`.
@@ -55,13 +60,16 @@ class TensorFlowModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, SavedM
         buckets: Sequence[int] = BUCKETS,
         limits: Limits | None = None,
         warm_up: pa.RecordBatch | None = None,
+        max_latency_ms: float | None = None,
     ) -> None:
+        if max_latency_ms is not None and not 0 <= max_latency_ms < 60_000:
+            raise ModelError(f"max_latency_ms must be 0 to 60,000, found {max_latency_ms:g}")
         super().__init__()
         self._model, self._signature, self._keep = str(model), signature, tuple(keep)
         self._buckets, self._limits = tuple(buckets), limits or Limits()
-        self._warm_up = warm_up
+        self._warm_up, self._max_latency_ms = warm_up, max_latency_ms
 
-    def load_model(self) -> SavedModel:
+    def load_model(self) -> SavedModel | SharedCalls:
         """Load the model, and call it once in each bucket.
 
         Raises:
@@ -80,12 +88,14 @@ class TensorFlowModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, SavedM
                 f"the signature {self._signature!r} of {self._model} has outputs that have the "
                 f"names of kept columns, or of the column of rejections: {', '.join(sorted(twice))}"
             )
-        return found
+        if self._max_latency_ms is None:
+            return found
+        return SharedCalls(found, self._max_latency_ms / 1_000, self._buckets[-1])
 
     def run_inference(
         self,
         batch: pa.RecordBatch | Sequence[pa.RecordBatch],
-        model: SavedModel,
+        model: SavedModel | SharedCalls,
         inference_args: dict[str, Any] | None = None,
     ) -> list[pa.RecordBatch]:
         """Score a batch, or several.
@@ -102,7 +112,7 @@ class TensorFlowModelHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, SavedM
         batches = [batch] if isinstance(batch, pa.RecordBatch) else batch
         return [self._scored(one, model) for one in batches]
 
-    def _scored(self, batch: pa.RecordBatch, model: SavedModel) -> pa.RecordBatch:
+    def _scored(self, batch: pa.RecordBatch, model: SavedModel | SharedCalls) -> pa.RecordBatch:
         if lacking := [name for name in self._keep if name not in batch.schema.names]:
             raise InputError(f"columns that are to be kept are not there: {', '.join(lacking)}")
         found = model.call(batch)
