@@ -76,7 +76,7 @@ def test_another_process_translates_to_the_same_bytes_and_nothing_is_changed(
 def test_only_inference_asks_for_an_accelerator_and_memory(config: Configuration) -> None:
     translation, steps = translate_stream(with_accelerator(config), dataflow())
     hints = {one.name: dict(one.hints) for one in steps.steps if one.hints}
-    assert hints == {"Infer": {"accelerator": ACCELERATOR, "min_ram_bytes": "8000000000"}}
+    assert hints == {"Infer/Infer": {"accelerator": ACCELERATOR, "min_ram_bytes": "8000000000"}}
     found = translation.graph.components
     asking = [one for one in found.environments.values() if one.resource_hints]
     assert len(asking) == 1
