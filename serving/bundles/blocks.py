@@ -120,6 +120,29 @@ class BlockFeed:
 
 
 @dataclass(frozen=True)
+class ColumnFeed:
+    """Makes tensors of record batches that have a column for each model input.
+
+    Attributes:
+        layout: The blocks.
+    """
+
+    layout: Layout
+
+    def unusable(self, rows: pa.RecordBatch) -> Collection[Rejection]:
+        """Return nothing: nulls are values here."""
+        return ()
+
+    def tensors(self, batch: pa.RecordBatch, rows: int) -> dict[str, Any]:
+        """Return the tensors of a batch, padded to ``rows`` rows.
+
+        Raises:
+            InputError: A column is missing or of another type.
+        """
+        return self.layout.pack(batch).tensors(rows)
+
+
+@dataclass(frozen=True)
 class Layout:
     """The inputs of each block, in the order of its columns."""
 

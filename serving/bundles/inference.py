@@ -9,7 +9,6 @@ AVX2 compute the last rows of some shapes otherwise). So batches are padded to f
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from tidemill.serving.bundles.device import device_stamp
 from tidemill.serving.bundles.saved_model import SCORE, SCORE_OUTPUT, TRANSFORM
 from tidemill.serving.models.buckets import padded_rows, pieces
 from tidemill.serving.models.saved_model import Limits, Outcome, SavedModel
-from tidemill.serving.models.tensorflow_start import load_tensorflow
+from tidemill.serving.models.tensorflow_start import compiles_by_itself, load_tensorflow
 
 Columns: TypeAlias = "pa.RecordBatch | pa.Table | Mapping[str, Any]"
 """Model inputs by name: Arrow, or numpy arrays (masked where an int64 or bool is null)."""
@@ -43,7 +42,7 @@ class Stamps:
         features: The feature-spec hash.
         device: The CPU, or ``GPU`` with the device's name (`device_stamp`).
         tensorflow: TensorFlow's version.
-        xla: Whether TensorFlow compiles with XLA automatically in this process.
+        xla: Whether TensorFlow compiled with XLA by itself; where it does, no model is loaded now.
     """
 
     bundle: str
@@ -80,7 +79,7 @@ class Scorer:
             features=bundle.feature_spec_hash,
             device=device_stamp(),
             tensorflow=tf.__version__,
-            xla=_xla_by_itself(),
+            xla=compiles_by_itself(),
         )
 
     def score(
@@ -237,8 +236,3 @@ def _from_mapping(columns: Mapping[str, Any], inputs: tuple[ModelInput, ...]) ->
         raise InputError(f"model inputs have different numbers of rows: {lengths}")
     batch = pa.RecordBatch.from_arrays(arrays, names=schema_names)
     return [input_column(batch, wanted) for wanted in inputs]
-
-
-def _xla_by_itself() -> bool:
-    tf = load_tensorflow()
-    return bool(tf.config.optimizer.get_jit()) or "auto_jit" in os.environ.get("TF_XLA_FLAGS", "")

@@ -22,7 +22,7 @@ from apache_beam.ml.inference.base import ModelHandler
 
 from tidemill.features.errors import InputError, ModelError
 from tidemill.serving.models.buckets import BUCKETS
-from tidemill.serving.models.saved_model import SERVING, Limits, Outcome, SavedModel
+from tidemill.serving.models.saved_model import SERVING, Limits, Outcome, RowFeed, SavedModel
 from tidemill.serving.models.shared_calls import SharedCalls
 
 REJECTED: Final = "rejected"
@@ -44,6 +44,8 @@ class TensorFlowModelHandler(
         limits: What is done about rows and calls that fail.
         warm_up: Rows of which one is called with in each bucket when the model is loaded; None for
             zeros and empty strings.
+        feed: Makes tensors of batches; None for one that takes a column for each input.
+        xla: Whether XLA compiles the signature when the model is loaded.
         max_latency_ms: How long a call waits at most for the batches of other threads of the
             process, to go together; 0 takes what came during the call before; None shares no calls.
 
@@ -60,6 +62,8 @@ class TensorFlowModelHandler(
         buckets: Sequence[int] = BUCKETS,
         limits: Limits | None = None,
         warm_up: pa.RecordBatch | None = None,
+        feed: RowFeed | None = None,
+        xla: bool = False,
         max_latency_ms: float | None = None,
     ) -> None:
         if max_latency_ms is not None and not 0 <= max_latency_ms < 60_000:
@@ -67,7 +71,8 @@ class TensorFlowModelHandler(
         super().__init__()
         self._model, self._signature, self._keep = str(model), signature, tuple(keep)
         self._buckets, self._limits = tuple(buckets), limits or Limits()
-        self._warm_up, self._max_latency_ms = warm_up, max_latency_ms
+        self._warm_up, self._feed = warm_up, feed
+        self._xla, self._max_latency_ms = xla, max_latency_ms
 
     def load_model(self) -> SavedModel | SharedCalls:
         """Load the model, and call it once in each bucket.
@@ -82,6 +87,8 @@ class TensorFlowModelHandler(
             buckets=self._buckets,
             limits=self._limits,
             warm_up=self._warm_up,
+            feed=self._feed,
+            xla=self._xla,
         )
         if twice := {*found.signature.outputs} & {*self._keep, REJECTED}:
             raise ModelError(

@@ -34,7 +34,7 @@ from tidemill.serving.models.calls import NO_MEMORY, Calls, Failure, InPlaces, s
 from tidemill.serving.models.feed import NOT_A_NUMBER, Feed, Rejection
 from tidemill.serving.models.outputs import column_of, schema_of
 from tidemill.serving.models.signature import Signature
-from tidemill.serving.models.tensorflow_start import load_tensorflow
+from tidemill.serving.models.tensorflow_start import compiles_by_itself, load_tensorflow
 
 SERVING: Final = "serving_default"
 """The signature that a SavedModel is served by, unless another one is named."""
@@ -115,10 +115,13 @@ class SavedModel:
         feed: Makes tensors of what `call` is given; None for one that takes columns. A model with a
             feed is warm once `warm` was called, or else before its first batch.
         beside: The same SavedModel with another signature: they share what is in memory.
+        xla: Whether XLA compiles the signature, once for each bucket. Last bits differ from those
+            without.
 
     Raises:
-        ModelError: There is no SavedModel, or no such signature; it takes no row of `warm_up`; or
-            `limits` name what is neither an input nor an output.
+        ModelError: There is no SavedModel, or no such signature; it takes no row of `warm_up`;
+            `limits` name what is neither an input nor an output; XLA cannot compile it; or
+            TensorFlow compiles by itself in this process.
     """
 
     def __init__(
@@ -131,6 +134,7 @@ class SavedModel:
         warm_up: pa.RecordBatch | None = None,
         feed: RowFeed | None = None,
         beside: SavedModel | None = None,
+        xla: bool = False,
     ) -> None:
         if not buckets or list(buckets) != sorted({*buckets}) or buckets[0] < 1:
             raise ModelError(f"buckets are ascending numbers of rows, found {list(buckets)}")
@@ -151,14 +155,22 @@ class SavedModel:
         self._lock = threading.Lock()
         self._calls = Calls(self.limits.timeout_s, self.limits.tries)
         self._schema = schema_of(self._function.structured_outputs)
-        self._is_warm = False
+        if xla:
+            self._function = _compiled(self._function, self.directory, self.signature)
+        self._is_warm, self._refused = False, ""
         if warm_up is not None:
             if not self.warm(warm_up):
                 raise ModelError(
-                    f"the signature {signature!r} of {directory} takes no row of warm_up"
+                    f"the signature {signature!r} of {directory} takes no row of warm_up: "
+                    f"{self._refused or 'each has a null'}"
                 )
         elif feed is None and (zeros := _zeros(self.signature)) is not None:
-            self.warm(zeros)
+            is_warm = self.warm(zeros)
+            if xla and not is_warm:
+                raise ModelError(
+                    f"XLA does not compile the signature {signature!r} of {directory}, or it takes "
+                    f"no zeros: {self._refused}"
+                )
 
     @property
     def concrete_function(self) -> Any:
@@ -234,6 +246,7 @@ class SavedModel:
             except _NoMemory as error:
                 self._lower(padded, error)
             if isinstance(made, Failure):
+                self._refused = made.message
                 _log.info("%s refuses a row of the warm-up: %s", self.directory, made.message)
                 continue
             with self._lock:
@@ -409,6 +422,12 @@ def _load(directory: Path) -> Any:
     if not (directory / "saved_model.pb").is_file():
         raise ModelError(f"{directory} is no SavedModel: there is no saved_model.pb")
     tf = load_tensorflow()
+    if compiles_by_itself():
+        raise ModelError(
+            "TensorFlow compiles with XLA by itself in this process (tf.config.optimizer.set_jit, "
+            "or auto_jit in TF_XLA_FLAGS), and then its first call gives other bytes than those "
+            "after it: turn that off; xla=True compiles before the first row"
+        )
     try:
         return tf.saved_model.load(str(directory))
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
@@ -423,6 +442,23 @@ def _function(loaded: Any, directory: Path, signature: str) -> Any:
             f"{directory} has no signature {signature!r}; {nearest(signature, signatures)}"
         )
     return signatures[signature]
+
+
+def _compiled(function: Any, directory: Path, signature: Signature) -> Any:
+    """Return what XLA makes of a function, when it is first called with a shape."""
+    tf = load_tensorflow()
+    specs = {spec.name: spec.dtype for spec in signature.inputs}
+    specs |= {name: spec.dtype.name for name, spec in function.structured_outputs.items()}
+    if texts := sorted(name for name, dtype in specs.items() if dtype == "string"):
+        raise ModelError(
+            f"XLA compiles no texts, and {texts[0]!r} of the signature {signature.name!r} of "
+            f"{directory} is one: leave xla out"
+        )
+
+    def call(**tensors: Any) -> Any:
+        return function(**tensors)
+
+    return tf.function(call, jit_compile=True, autograph=False)
 
 
 def _zeros(signature: Signature) -> pa.RecordBatch | None:

@@ -59,3 +59,9 @@ def load_tensorflow() -> Any:
             # CUDA writes its messages when devices are first listed.
             tf.config.list_physical_devices()
     return tf
+
+
+def compiles_by_itself() -> bool:
+    """Tell whether TensorFlow compiles graphs with XLA in this process without being asked to."""
+    tf = load_tensorflow()
+    return bool(tf.config.optimizer.get_jit()) or "auto_jit" in os.environ.get("TF_XLA_FLAGS", "")

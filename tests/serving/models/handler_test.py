@@ -14,8 +14,11 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that
 
+from tests.support import trained_bundle as given
 from tests.support.called_models import dense_model, save, throwing_model
-from tidemill.features.errors import InputError, ModelError
+from tidemill.features.errors import BundleError, InputError, ModelError
+from tidemill.serving import bundle_handler
+from tidemill.serving.bundles.inference import shared_scorer
 from tidemill.serving.models.handler import REJECTED, SplitRejected, TensorFlowModelHandler
 from tidemill.serving.models.saved_model import SavedModel
 from tidemill.serving.models.tensorflow_start import load_tensorflow
@@ -128,3 +131,42 @@ def test_another_model_by_a_side_input(tmp_path: Path) -> None:
     assert handler.run_inference(batch_of([1.0]), handler.load_model())[0]["y"].to_pylist() == [3.0]
     handler.update_model_path(None)
     assert handler._model == str(folders[1])
+
+
+def test_a_bundle_takes_columns_and_gives_scores_or_what_its_transform_makes() -> None:
+    bundle = given.bundle()
+    scorer = shared_scorer(bundle)
+    batch = given.rows(300, 6).combine_chunks().to_batches()[0]
+    scores, transformed = scorer.score(batch), scorer.transform(batch)
+
+    def check_scores(found: list[pa.RecordBatch]) -> None:
+        (one,) = found
+        assert one.schema.names == ["request_id", "score", REJECTED]
+        assert one.column("request_id") == batch.column("request_id")
+        assert one.column("score").to_numpy().tobytes() == scores.tobytes()
+
+    def check_transformed(found: list[pa.RecordBatch]) -> None:
+        (one,) = found
+        assert {*one.schema.names} == {*transformed, REJECTED}
+        for name, expected in transformed.items():
+            column = one.column(name)
+            values = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+            assert values.to_numpy().tobytes() == expected.tobytes(), name
+
+    with beam.Pipeline(options=PipelineOptions()) as pipeline:
+        rows = pipeline | beam.Create([batch])
+        handler = bundle_handler(bundle.directory, keep=["request_id"])
+        assert_that(rows | "Score" >> RunInference(handler), check_scores, "scores")
+        handler = bundle_handler(bundle.directory, "transform")
+        assert_that(rows | "Transform" >> RunInference(handler), check_transformed, "transformed")
+
+
+def test_what_a_bundle_lacks_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is no bundle"):
+        bundle_handler(tmp_path)
+    with pytest.raises(ModelError, match=r"has no signature 'transfrom'; did you mean 'transform'"):
+        bundle_handler(given.bundle().directory, "transfrom").load_model()
+    handler = bundle_handler(given.bundle().directory)
+    batch = given.rows(3, 6).combine_chunks().to_batches()[0].drop_columns(["grams"])
+    with pytest.raises(InputError, match="'grams' is not among the columns"):
+        handler.run_inference(batch, handler.load_model())

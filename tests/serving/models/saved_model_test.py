@@ -319,3 +319,54 @@ def test_threads_share_a_model(dense: SavedModel) -> None:
     for thread in threads:
         thread.join()
     assert found == alone
+
+
+def test_xla_compiles_each_shape_once_and_differs_in_last_bits_alone(tmp_path: Path) -> None:
+    folder = dense_model(tmp_path)
+    plain = SavedModel(folder, buckets=(8, 64))
+    compiled = SavedModel(folder, buckets=(8, 64), xla=True)
+    assert compiled._function.experimental_get_tracing_count() == 2
+    values = np.random.default_rng(4).normal(size=(100, 5)).astype(np.float32)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), 5)
+    batch = pa.RecordBatch.from_pydict({"x": column})
+    one, other = (model.call(batch).outputs for model in (plain, compiled))
+    assert one.schema == other.schema
+    for name in one.schema.names:
+        first, second = (
+            np.asarray(found.column(name).flatten() if name == "hidden" else found.column(name))
+            for found in (one, other)
+        )
+        np.testing.assert_allclose(first, second, atol=1e-6, rtol=0)
+    assert compiled.call(batch).outputs.equals(other)
+    assert compiled._function.experimental_get_tracing_count() == 2
+
+
+def test_what_xla_does_not_compile_is_said(tmp_path: Path) -> None:
+    tf = load_tensorflow()
+
+    def length(text: Any) -> dict[str, Any]:
+        return {"length": tf.strings.length(text)}
+
+    texts = save(tmp_path / "texts", length, tf.TensorSpec([None], tf.string, "text"))
+    with pytest.raises(ModelError, match="XLA compiles no texts, and 'text' of the signature"):
+        SavedModel(texts, xla=True)
+
+    def digits(x: Any) -> dict[str, Any]:
+        return {"digits": tf.strings.length(tf.strings.as_string(x))}
+
+    inside = save(tmp_path / "inside", digits, tf.TensorSpec([None], tf.int64, "x"))
+    assert SavedModel(inside).outputs is not None
+    with pytest.raises(ModelError, match=r"XLA does not compile the signature .*: .*AsString"):
+        SavedModel(inside, xla=True)
+
+
+def test_no_model_is_loaded_where_tensorflow_compiles_by_itself(tmp_path: Path) -> None:
+    tf = load_tensorflow()
+    folder = dense_model(tmp_path)
+    tf.config.optimizer.set_jit(True)
+    try:
+        with pytest.raises(ModelError, match="compiles with XLA by itself in this process"):
+            SavedModel(folder)
+    finally:
+        tf.config.optimizer.set_jit(False)
+    SavedModel(folder)
