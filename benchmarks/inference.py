@@ -7,7 +7,8 @@ over 47 floats, from a column of lists. Rates are rows a second; the bytes of bo
 compared first.
 
 The frame's cost is that of `RunInference` over a DoFn that calls the handler, a batch an element,
-with a model that does nothing. Added latency is that of one row a call, 1,000 a second.
+with a model that does nothing. Added latency is that of rows that come one by one, 1,000 a second,
+to threads that share the calls of the bundle, beside one loop over the concrete function.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +30,7 @@ from tests.support.called_models import dense_model
 from tidemill.examples.flights.project import project
 from tidemill.features.contract import HOUR, Int64Array
 from tidemill.features.definitions import BOOL, FLOAT64, STRING
+from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.models.preprocessing import model_inputs
 from tidemill.pipelines.config.configuration import Splits, Training
 from tidemill.pipelines.io.sinks import write_rows
@@ -35,16 +38,18 @@ from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream.infer import packing_of
 from tidemill.pipelines.training.train import train_bundle
 from tidemill.serving import TensorFlowModelHandler
-from tidemill.serving.bundles.blocks import UInt8Array
+from tidemill.serving.bundles.blocks import BlockFeed, ColumnFeed, UInt8Array
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.inference import Scorer
 from tidemill.serving.models.saved_model import Outcome, SavedModel
+from tidemill.serving.models.shared_calls import SharedCalls
 from tidemill.serving.models.tensorflow_start import load_tensorflow
 
 SIZES: Final = (8, 42, 256, 1_024, 4_096)
 WIDTH: Final = 47
 ELEMENTS: Final = 50_000
 RATE: Final = 1_000
+THREADS: Final = 16
 _TRAINED: Final = 4_000
 _START: Final = 1_600_000_000_000_000
 _ROWS_OF_ELEMENTS: Final = 42
@@ -116,31 +121,54 @@ def _of_network(model: SavedModel, rows: int) -> tuple[Call, Call]:
 
 
 def _latency(scorer: Scorer, quick: bool) -> list[Figure]:
-    """Measure single rows that come at a steady rate, by TensorFlow alone and by the scorer."""
-    bare, ours = _of_bundle(scorer, 1)
+    """Measure single rows that come at a steady rate, by TensorFlow alone and by shared calls."""
+    bare, _ = _of_bundle(scorer, 1)
+    feed, zeros = ColumnFeed(scorer.layout), scorer.layout.zeros()
+    model = SavedModel(scorer.bundle.model_directory, feed=BlockFeed())
+    model.warm(zeros)
+    shared = SharedCalls(SavedModel(scorer.bundle.model_directory, feed=feed, beside=model), 0.0)
+    words, nulls, own = _answers(1, np.random.default_rng(1))
+    row = pa.RecordBatch.from_pydict({**own, **column_arrays(project.columns, words, nulls)})
+    shared.call(row)
+    seconds = 0.2 if quick else 10.0
     found: dict[str, list[float]] = {"bare": [], "ours": []}
-    for _ in range(1 if quick else 3):
-        for name, call in (("bare", bare), ("ours", ours)):
-            took = _paced(call, 0.2 if quick else 10.0)
-            found[name].append(float(np.percentile(took, 99)) * 1e3)
+    with ThreadPoolExecutor(THREADS) as threads:
+        for _ in range(1 if quick else 3):
+            alone = _paced(lambda done: done(bare()), seconds)
+            together = _paced(
+                lambda done: threads.submit(shared.call, row).add_done_callback(done), seconds
+            )
+            for name, took in (("bare", alone), ("ours", together)):
+                found[name].append(float(np.percentile(took, 99)) * 1e3)
     added = [ours - bare for bare, ours in zip(found["bare"], found["ours"], strict=True)]
-    name = f"one row a call, {RATE:,} rows/s"
+    name = f"single rows, {RATE:,} a second"
     return [
         spread(f"{name}: p99 of TensorFlow alone", found["bare"], "ms"),
         spread(f"{name}: added p99", added, "ms"),
     ]
 
 
-def _paced(call: Call, seconds: float) -> list[float]:
-    """Call at the rate; return how long after its time each call has ended, in seconds."""
-    took, due = [], time.perf_counter()
-    end = due + seconds
-    while due < end:
+def _paced(call: Callable[[Callable[[Any], None]], Any], seconds: float) -> list[float]:
+    """Call at the rate; return how long after its time each call has ended, in seconds.
+
+    Args:
+        call: Makes a call, and calls what it is given once that has ended.
+        seconds: So long.
+    """
+    took: list[float] = []
+    due = time.perf_counter()
+    calls = round(seconds * RATE)
+    for _ in range(calls):
         while (wait := due - time.perf_counter()) > 0:
             time.sleep(wait)
-        call()
-        took.append(time.perf_counter() - due)
+
+        def done(_: object, since: float = due) -> None:
+            took.append(time.perf_counter() - since)
+
+        call(done)
         due += 1 / RATE
+    while len(took) < calls:
+        time.sleep(0.01)
     return took
 
 

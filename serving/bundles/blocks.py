@@ -196,12 +196,14 @@ class MatrixPacking:
         self._layout = layout
         place = {name: index for index, name in enumerate(columns)}
 
-        def part(inputs: Sequence[ModelInput]) -> tuple[list[int], list[int]]:
+        def part(inputs: Sequence[ModelInput]) -> tuple[_Places, _Places]:
             mine = [j for j, one in enumerate(inputs) if one.name in place]
-            return mine, [place[inputs[j].name] for j in mine]
+            return _places(mine), _places([place[inputs[j].name] for j in mine])
 
         self._floats, self._integers = part(layout.floats), part(layout.integers)
-        self._bools = [j for j in self._integers[0] if layout.integers[j].dtype == BOOL]
+        self._bools = [
+            j for j, one in enumerate(layout.integers) if one.dtype == BOOL and one.name in place
+        ]
         self._own = [
             [(j, one) for j, one in enumerate(inputs) if one.name not in place]
             for inputs in (layout.floats, layout.integers, layout.texts)
@@ -217,21 +219,28 @@ class MatrixPacking:
         """
         blocks = Blocks.empty(self._layout, len(words))
         to, source = self._floats
-        if to:
-            values = words.view(np.float64)[:, source]
-            np.copyto(values, np.nan, where=nulls[:, source] != 0)
-            blocks.float64[:, to] = values
+        blocks.float64[:, to] = np.where(
+            nulls[:, source], np.nan, words.view(np.float64)[:, source]
+        )
         to, source = self._integers
-        if to:
-            is_null = nulls[:, source] != 0
-            blocks.null[:, to] = is_null
-            blocks.int64[:, to] = np.where(is_null, 0, words[:, source])
-            for j in self._bools:
-                blocks.int64[:, j] = blocks.int64[:, j] != 0
+        blocks.null[:, to] = nulls[:, source]
+        blocks.int64[:, to] = np.where(nulls[:, source], 0, words[:, source])
+        for j in self._bools:
+            blocks.int64[:, j] = blocks.int64[:, j] != 0
         for own, put in zip(self._own, (_set_float, _set_integer, _set_text), strict=True):
             for j, wanted in own:
                 put(blocks, j, columns[wanted.name])
         return blocks
+
+
+_Places = slice | npt.NDArray[np.int64]
+
+
+def _places(columns: Sequence[int]) -> _Places:
+    """Return columns as a slice if they follow each other: it takes a tenth of the time."""
+    if columns and [*columns] == [*range(columns[0], columns[-1] + 1)]:
+        return slice(columns[0], columns[-1] + 1)
+    return np.array(columns, np.int64)
 
 
 def _set_float(blocks: Blocks, j: int, column: pa.Array) -> None:
