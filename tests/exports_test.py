@@ -29,7 +29,7 @@ EXPORTS = {
     "min quantile rate spec_hash std sum time_since_last variance wrap",
     "tidemill.features.kernel.folds": "counts_and_extremes distinct finish first_last quantiles "
     "sums",
-    "tidemill.serving": "SplitRejected TensorFlowModelHandler",
+    "tidemill.serving": "SplitRejected TensorFlowModelHandler bundle_handler",
     **{f"tidemill.serving.{package}": names for package, names in SERVING.items()},
 }
 """The packages that export names; of the others, each module is imported by its own name."""
@@ -50,7 +50,7 @@ def test_no_other_package_exports_a_name() -> None:
 
 def test_pipelines_offers_its_commands() -> None:
     assert " ".join(COMMANDS) == (
-        "demo init validate backfill train stream upgrade reload status republish verify report "
-        "features explain lineage apply clean-store merge-log archive export-archive "
-        "replay-rejected forget up down"
+        "demo init validate backfill train stream promote rollback upgrade reload status "
+        "republish verify report features explain lineage apply clean-store merge-log archive "
+        "export-archive replay-rejected forget up down"
     )

@@ -44,9 +44,10 @@ from tidemill.pipelines.commands.signals import Stop, heeded
 from tidemill.pipelines.config.choices import LOG_FORMATS
 
 COMMANDS: Final = (
-    "demo", "init", "validate", "backfill", "train", "stream", "upgrade", "reload", "status",
-    "republish", "verify", "report", "features", "explain", "lineage", "apply", "clean-store",
-    "merge-log", "archive", "export-archive", "replay-rejected", "forget", "up", "down",
+    "demo", "init", "validate", "backfill", "train", "stream", "promote", "rollback", "upgrade",
+    "reload", "status", "republish", "verify", "report", "features", "explain", "lineage", "apply",
+    "clean-store", "merge-log", "archive", "export-archive", "replay-rejected", "forget", "up",
+    "down",
 )  # fmt: skip
 """The commands, in the order in which a user needs them. The command ``merge-log`` is the function
 ``merge_log`` of the module ``merge_log``, and so for the others."""

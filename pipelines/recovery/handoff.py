@@ -303,6 +303,9 @@ class StreamRun:
             record it.
         definitions: The canonical form of the project (`Project.spec`), by which what it has
             answered is proven; None likewise.
+        models: Which bundles score its requests, from which positions on
+            (`pipelines.stream.scored_by`): each ``bundle`` with the ``positions`` of the request's
+            partitions. None without a model, and for a stream of a version that did not record it.
     """
 
     began: str
@@ -328,6 +331,7 @@ class StreamRun:
     fill_cuts: Mapping[str, str] | None = None
     columns: Columns | None = None
     definitions: Mapping[str, Any] | None = None
+    models: Sequence[Mapping[str, Any]] | None = None
 
     @staticmethod
     def beginning(
@@ -373,9 +377,9 @@ class StreamRun:
                 "`tidemill stream --mode eager` to start over"
             )
 
-    def write(self, folder: Path, name: str = paths.STREAM_RUN) -> None:
-        """Write ``stream.json``, or another file of the folder."""
-        write_record(folder / name, _STREAM, dataclasses.asdict(self))
+    def write(self, folder: Path, name: str = paths.STREAM_RUN, *, durable: bool = False) -> None:
+        """Write ``stream.json``, or another file of the folder; ``durable`` as `atomic_write`."""
+        write_record(folder / name, _STREAM, dataclasses.asdict(self), durable=durable)
 
     @staticmethod
     def read(folder: Path, name: str = paths.STREAM_RUN) -> StreamRun | None:
@@ -389,7 +393,8 @@ class StreamRun:
         return StreamRun(**read_record_of(path, _STREAM)) if path.exists() else None
 
 
-_NO_DEFINITIONS: Final[Mapping[str, Any]] = {"definitions": None}
+_NO_MODELS: Final[Mapping[str, Any]] = {"models": None}
+_NO_DEFINITIONS: Final[Mapping[str, Any]] = {**_NO_MODELS, "definitions": None}
 _NO_COLUMNS: Final[Mapping[str, Any]] = {**_NO_DEFINITIONS, "columns": None}
 _NOT_UPGRADED: Final[Mapping[str, Any]] = {
     **_NO_COLUMNS,
@@ -400,10 +405,11 @@ _NOT_UPGRADED: Final[Mapping[str, Any]] = {
 
 _STREAM: Final = RecordFormat(
     name="tidemill-stream",
-    version=11,
+    version=12,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
     older={
+        11: _NO_MODELS,
         10: _NO_DEFINITIONS,
         9: _NO_COLUMNS,
         8: _NOT_UPGRADED,

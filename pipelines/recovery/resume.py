@@ -53,6 +53,8 @@ from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.scratch import scratch_folder
 from tidemill.pipelines.stream.joiners import Joiners
+from tidemill.pipelines.stream.output_folders import predictions_of
+from tidemill.pipelines.stream.scored_by import ScoredBy, with_decision
 from tidemill.pipelines.stream.state_files import file_hashes, savepoint_folder
 from tidemill.serving.files.segment_names import segment_of
 from tidemill.serving.generations.current import Current, changing, read_current, write_current
@@ -252,6 +254,76 @@ def with_scores(start: Start, *, is_scored: bool) -> Start:
             f"{now} now; run `tidemill upgrade` to go on with this version of the project"
         )
     return start
+
+
+def scored_by(start: Start, bundle: Path | None, since: Sequence[int]) -> Start:
+    """Decide which bundle scores the requests that this run reads.
+
+    Args:
+        start: The start.
+        bundle: The folder of the live bundle; None for a project without a model.
+        since: The position of each partition of the request from which on no row was sent yet.
+
+    Returns:
+        The start, with the decision; it is to be written down before a row is sent.
+    """
+    if bundle is None:
+        return start
+    has_scored = start.resumes and predictions_of(start.current.stream_folder).count() > 0
+    models = with_decision(start.run.models, bundle.name, since, has_scored=has_scored)
+    return replace(start, run=replace(start.run, models=models))
+
+
+def bundles_of(start: Start, bundle: Path | None) -> tuple[ScoredBy, ...]:
+    """Return the bundles that score the requests of a stream; none for a project without a model.
+
+    Args:
+        start: The start, with its decisions.
+        bundle: The folder of the live bundle.
+    """
+    if bundle is None:
+        return ()
+    return _scored_by(start.run, bundle.parent)
+
+
+def _scored_by(run: StreamRun, bundles: Path) -> tuple[ScoredBy, ...]:
+    return tuple(
+        ScoredBy(bundles / made["bundle"], tuple(made["positions"]))
+        for made in run.models or ()
+        if made["bundle"] is not None
+    )
+
+
+@dataclass(frozen=True)
+class RecordedBundles:
+    """The bundles that score the requests of a stream, as its record says.
+
+    Attributes:
+        stream: The folder of the stream.
+        bundles: The folder of the bundles.
+    """
+
+    stream: Path
+    bundles: Path
+
+    def changed(self, since: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Return what tells the present record from others; None if it is what it was.
+
+        Args:
+            since: What was returned before.
+        """
+        found = (self.stream / paths.STREAM_RUN).stat()
+        state = found.st_mtime_ns, found.st_ino
+        return None if state == since else state
+
+    def read(self) -> tuple[ScoredBy, ...]:
+        """Return the bundles of now.
+
+        Raises:
+            StateError: The record cannot be read.
+        """
+        run = StreamRun.read(self.stream)
+        return () if run is None else _scored_by(run, self.bundles)
 
 
 def check_savepoint(start: Start, until_us: int, end_us: int) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
 from tidemill.pipelines.stream.answer_join import AS_OF, RELEASE, SHARD
 from tidemill.pipelines.stream.operator_figures import report_predictions, scoring
 from tidemill.pipelines.stream.rejected_by_stream import unscored_requests
+from tidemill.pipelines.stream.scored_by import Recorded, ScoredBy, decision_of
 from tidemill.pipelines.stream.windowed import windowed
 from tidemill.pipelines.telemetry.stage_figures import NO_FIGURES, FiguresPlace
 from tidemill.serving.bundles.blocks import Blocks, Layout, MatrixPacking
@@ -38,6 +40,8 @@ from tidemill.serving.bundles.inference import Scorer, shared_scorer
 from tidemill.serving.bundles.saved_model import SCORE_OUTPUT
 from tidemill.serving.models.feed import Rejection
 
+_SCORERS: Final = 3
+"""So many bundles stay loaded: the newest, and those of requests that have waited."""
 UNSCORED: Final = "unscored"
 """The tag of the requests that a model refuses."""
 _SCORED_BY: Final = (
@@ -187,24 +191,26 @@ class Infer(beam.DoFn):
 
     Attributes:
         project: The project.
-        bundle: The bundle's folder; None for a project without a model.
+        bundles: The bundles, and from where on each scores; none for a project without a model.
         figures: Where the stage reports what it does.
+        recorded: Where other bundles are recorded while the stream runs; None if none are.
         exchange: Where the worker meets the program that has the folder, if it is on another disk.
     """
 
     project: Project
-    bundle: Path | None
+    bundles: tuple[ScoredBy, ...]
     figures: FiguresPlace = NO_FIGURES
     exchange: ExchangePlace | None = None
+    recorded: Recorded | None = None
 
     def setup(self) -> None:
-        """Load the bundle; the scorer is shared in the process."""
-        self._scorer = None
-        if self.bundle is not None:
-            folder = self.bundle
-            if self.exchange is not None:
-                folder = self.exchange.here().folder(folder)
-            self._scorer = scorer_of(folder, self.project)
+        """Load the newest bundle; scorers are shared in the process."""
+        self._scorers: dict[Path, Scorer] = {}
+        self._now: tuple[ScoredBy, ...] = self.bundles
+        self._seen: tuple[int, int] | None = None
+        self._look()
+        if self._now:
+            self._scorer(len(self._now) - 1)
 
     def start_bundle(self) -> None:
         """Begin a bundle."""
@@ -214,15 +220,48 @@ class Infer(beam.DoFn):
         """Collect answered requests."""
         self._bundle.append(element)
 
-    def finish_bundle(self) -> Iterator[WindowedValue]:
+    def finish_bundle(self) -> Iterator[WindowedValue | TaggedOutput]:
         """Score the bundle; yield the predictions of each batch, with its newest time.
 
         The requests that the model refuses are yielded as rejected records, tagged `UNSCORED`.
         """
         bundle, self._bundle = self._bundle, []
+        self._look()
+        if not self._now:
+            yield from self._made(bundle, None)
+            return
+        for number, some in itertools.groupby(bundle, self._decision):
+            yield from self._made(list(some), self._scorer(number))
+
+    def _look(self) -> None:
+        """Take over what was recorded since: before the rows that it concerns were sent."""
+        if self.recorded is None or not self.bundles:
+            return
+        if (seen := self.recorded.changed(self._seen)) is not None:
+            self._now, self._seen = self.recorded.read(), seen
+
+    def _decision(self, answered: pa.RecordBatch) -> int:
+        """Return the number of the bundle that scores a batch, which has the requests of a poll."""
+        if len(self._now) == 1:
+            return 0
+        partition, position = (hashing.bits(answered.column(n))[:1] for n in (PARTITION, POSITION))
+        return int(decision_of([one.since for one in self._now], partition, position)[0])
+
+    def _scorer(self, number: int) -> Scorer:
+        folder = self._now[number].bundle
+        if folder not in self._scorers:
+            if len(self._scorers) >= _SCORERS:
+                del self._scorers[next(iter(self._scorers))]
+            here = folder if self.exchange is None else self.exchange.here().folder(folder)
+            self._scorers[folder] = scorer_of(here, self.project)
+        return self._scorers[folder]
+
+    def _made(
+        self, bundle: Sequence[pa.RecordBatch], scorer: Scorer | None
+    ) -> Iterator[WindowedValue | TaggedOutput]:
         start, request = 0, self.project.request
         if bundle:
-            made, refused = self._scored(bundle)
+            made, refused = self._scored(bundle, scorer)
         for answered in bundle:
             stop = start + answered.num_rows
             mine, epoch = made.slice(start, answered.num_rows), epoch_of(answered)
@@ -230,8 +269,8 @@ class Infer(beam.DoFn):
             if bad := [
                 one._replace(row=one.row - start) for one in refused if start <= one.row < stop
             ]:
-                assert self._scorer is not None
-                version = self._scorer.stamps.bundle
+                assert scorer is not None
+                version = scorer.stamps.bundle
                 for records in unscored_requests(request, answered, bad, version):
                     yield TaggedOutput(UNSCORED, windowed(with_epoch(records, epoch), newest_us))
                 mine = mine.filter(pc.is_valid(mine.column("score")))
@@ -239,11 +278,11 @@ class Infer(beam.DoFn):
                 yield windowed(with_epoch(mine, epoch), newest_us)
             start = stop
 
-    def _scored(self, bundle: Sequence[pa.RecordBatch]) -> Scored:
+    def _scored(self, bundle: Sequence[pa.RecordBatch], scorer: Scorer | None) -> Scored:
         figures, now_us = self.figures.here(), time.time_ns() // 1_000
         answered = pa.concat_batches([with_epoch(one, 0) for one in bundle])
         parts = [one.num_rows for one in bundle]
         with scoring(figures, answered.num_rows):
-            made = scored(self.project, self._scorer, answered, now_us, parts)
+            made = scored(self.project, scorer, answered, now_us, parts)
         report_predictions(figures, made.predictions)
         return made

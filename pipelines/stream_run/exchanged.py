@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tidemill.features.errors import ConfigurationError
@@ -19,6 +18,7 @@ from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.holder import root_id
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.savepoint_files import join_pieces
+from tidemill.pipelines.stream.scored_by import ScoredBy
 from tidemill.pipelines.telemetry.stream_record import figures_files
 from tidemill.pipelines.telemetry.taken_files import write_taken
 from tidemill.serving.generations.current import Current
@@ -93,7 +93,7 @@ def meeting_of(config: Configuration, current: Current, choice: EngineChoice) ->
 
 
 def meeting_at(
-    end: ProgramEnd, featurize: FeaturizeOptions, start: Start, bundle: Path | None
+    end: ProgramEnd, featurize: FeaturizeOptions, start: Start, bundles: Sequence[ScoredBy]
 ) -> FeaturizeOptions:
     """Give workers what they begin with; return the options with which they meet this program.
 
@@ -101,14 +101,14 @@ def meeting_at(
         end: The program's end of the exchange.
         featurize: The options of a process that shares its disk.
         start: The start of the run.
-        bundle: The folder of the bundle; None for a project without a model.
+        bundles: The bundles that score; none for a project without a model.
 
     Raises:
         ExchangeError: It cannot be given.
     """
     end.give(start.folder)
-    if bundle is not None:
-        end.give(bundle)
+    for folder in {one.bundle: None for one in bundles}:
+        end.give(folder)
     figures = replace(featurize.figures, exchange=end.place)
     store = featurize.store
     if isinstance(store, PublishToStore):

@@ -76,6 +76,7 @@ from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.resume import Reached, Start
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.rejected_by_stream import PLACE
+from tidemill.pipelines.stream_run.promoting import Promotions
 from tidemill.pipelines.stream_run.reloading import LiveSettings
 from tidemill.pipelines.stream_run.restarts import Stop
 from tidemill.pipelines.telemetry.polls_taken import PollsTaken
@@ -159,6 +160,7 @@ class LiveInput:
         accept_lost: What a person accepts to go on without (`pipelines.ingest.lost_messages`).
         topic_ids: Source to the id of its topic, once `find_lost` has asked for them.
         settings: The configuration with the live settings of now; None if they do not change.
+        promotions: Takes up other bundles while the stream runs; None if it has none.
 
     Raises:
         StateMismatch: The topics are not those that the live stream was begun with.
@@ -173,6 +175,7 @@ class LiveInput:
     accept_lost: Sequence[str] = ()
     topic_ids: Mapping[str, str] = field(default_factory=dict)
     settings: LiveSettings | None = None
+    promotions: Promotions | None = None
 
     def __post_init__(self) -> None:
         current, project = self.start.current, self.config.project
@@ -475,6 +478,18 @@ class LiveInput:
                 self.say(f"the stream cannot stop yet: {error}")
                 ended.wait(_AGAIN_SECONDS)
 
+    @property
+    def scored_from(self) -> tuple[int, ...]:
+        """The position of each partition of the request from which on nothing is written down."""
+        name, at = self.config.project.request.name, dict[int, int]()
+        for (source, partition), stop in zip(self.begins.sources, self.begins.stop, strict=True):
+            if source.name == name:
+                at[partition] = stop
+        for part in self._unsealed():
+            if part.source == name:
+                at[part.partition] = max(part.stop, at.get(part.partition, 0))
+        return tuple(at.get(partition, 0) for partition in range(max(at, default=-1) + 1))
+
     def _unsealed(self) -> Iterator[PollPart]:
         """Yield the rows that are written down and not in the log yet."""
         for logged in self.live.polls.read(after=self.live.sealed().number):
@@ -551,6 +566,8 @@ class LiveInput:
             is_marked = is_due and marks.may_mark(segment)
             if is_marked:
                 marked_s = time.monotonic()
+            if self.promotions is not None:
+                self.promotions.decide(lambda: reader.positions(self.config.project.request.name))
             try:
                 poll = reader.step(is_marked=is_marked)
             except RegistryUnavailable:

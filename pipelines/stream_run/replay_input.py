@@ -106,6 +106,13 @@ class ReplayInput:
         return self.begins.rows_of(self.project.request.name)
 
     @property
+    def scored_from(self) -> tuple[int, ...]:
+        """The position of each partition of the request from which on no row was sent yet."""
+        asked, start = self.project.request.name, self.begins.start.positions
+        cut = zip(self.begins.sources, start, strict=True)
+        return tuple(at for (source, _), at in cut if source.name == asked)
+
+    @property
     def has_stopped(self) -> bool:
         """Whether it is known which segment is the last one."""
         return True

@@ -19,7 +19,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -43,7 +43,9 @@ from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
 from tidemill.pipelines.recovery.republish import mend_store
 from tidemill.pipelines.recovery.resume import (
+    RecordedBundles,
     Start,
+    bundles_of,
     check_positions,
     check_savepoint,
     event_counts,
@@ -53,6 +55,7 @@ from tidemill.pipelines.recovery.resume import (
     offline_caught_up,
     prepare,
     received,
+    scored_by,
     with_scores,
 )
 from tidemill.pipelines.recovery.resume import by_source as ends_of
@@ -74,6 +77,7 @@ from tidemill.pipelines.stream_run.keeper import Keeper
 from tidemill.pipelines.stream_run.kept_memory import kept_memory
 from tidemill.pipelines.stream_run.live_input import LiveInput
 from tidemill.pipelines.stream_run.outcome import count_outcome
+from tidemill.pipelines.stream_run.promoting import Promotions
 from tidemill.pipelines.stream_run.rare_collections import rare_collections
 from tidemill.pipelines.stream_run.reloading import LiveSettings, live_settings
 from tidemill.pipelines.stream_run.replay_input import ReplayInput
@@ -241,6 +245,9 @@ def _stream(
         entrance.find_lost()  # before a new stream has begun; `reading` looks again
         delivery.check_not_read(entrance.topic_ids)
     check_positions(start, entrance.begins)
+    start = scored_by(start, bundle, entrance.scored_from)
+    if start.resumes:
+        start.run.write(stream_folder)
     start, fills = prepare(config, start, progress, take_over=take_over)
     again = _run(config, progress, start, fills, run, entrance, bundle, choice, delivery)
     replayed = entrance.taken()
@@ -303,6 +310,12 @@ def _run(
         How many batches the engine delivered again, and early, counted by all of its workers.
     """
     project, stream_folder = config.project, start.current.stream_folder
+    bundles, meeting = bundles_of(start, bundle), meeting_of(config, start.current, choice)
+    recorded: RecordedBundles | None = None
+    if bundle is not None and isinstance(entrance, LiveInput):
+        is_shared = meeting is None
+        entrance.promotions = Promotions(project, start, is_possible=is_shared)
+        recorded = RecordedBundles(stream_folder, bundle.parent) if is_shared else None
     featurize = FeaturizeOptions(
         run=run,
         shards=config.shards,
@@ -333,20 +346,21 @@ def _run(
         kept_memory(),
         rare_collections(),
         kept_beside(keeper, entrance, choice),
+        _promotions(entrance, progress.say),
         entrance.reading(keeper),
     ):
         stage.note(choice.why)
         shown = config.project_name, project.hash
         jobs = start.current.engine_jobs
-        meeting = meeting_of(config, start.current, choice)
         with stream_job(choice, project.name, *shown, jobs, meeting) as job, delivery.taking():
             pipeline, exchange = job.pipeline(), job.exchange
             if exchange is not None:
-                featurize = meeting_at(exchange, featurize, start, bundle)
+                featurize = meeting_at(exchange, featurize, start, bundles)
             wire(
-                pipeline, project, entrance, featurize, bundle, start, delivery, job.attempt,
+                pipeline, project, entrance, featurize, bundles, start, delivery, job.attempt,
                 hints=None if choice.dataflow is None else config.stream.inference.hints,
                 exchange=exchange, by_impulses=job.by_impulses,
+                recorded=recorded,
             )  # fmt: skip
             result = job.run(
                 pipeline, whole(keeper, entrance, len(project.views) * featurize.shards)
@@ -367,6 +381,14 @@ def _run(
     if choice.has_workers:  # the metrics of a job that was cancelled are not to be had
         return {name: counted_so_far(metric) for name, metric in counted.items()}
     return {name: counted_by_beam(result, metric) for name, metric in counted.items()}
+
+
+def _promotions(
+    entrance: ReplayInput | LiveInput, say: Callable[[str], None]
+) -> AbstractContextManager[None]:
+    """Take up other bundles while the block runs, where the source can decide for them."""
+    promotions = entrance.promotions if isinstance(entrance, LiveInput) else None
+    return nullcontext() if promotions is None else promotions.taken_up(say)
 
 
 def _counted(counts: Mapping[str, EventCounts]) -> dict[str, Any]:

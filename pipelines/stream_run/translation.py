@@ -33,7 +33,14 @@ from tidemill.pipelines.publish.publish import PublishToStore
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.handoff import request_hash
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
-from tidemill.pipelines.recovery.resume import Start, first_start, next_start, with_scores
+from tidemill.pipelines.recovery.resume import (
+    Start,
+    bundles_of,
+    first_start,
+    next_start,
+    scored_by,
+    with_scores,
+)
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream_run.live_input import STOP, first_epoch, live_polls
@@ -135,6 +142,7 @@ def translate_stream(
         if config.is_live
         else ReplayInput.of(config, start, None, None)
     )
+    start = scored_by(start, bundle, start.handoff.positions[project.request.name])
     operators = len(project.views) * config.shards
     featurize = FeaturizeOptions(
         run=run_id(root, start.segment),
@@ -162,7 +170,8 @@ def translate_stream(
     left = _LeftOutputs(frozenset(config.sinks), start.current.engine_jobs / choice.name)
 
     def add_steps(pipeline: beam.Pipeline) -> None:
-        wire(pipeline, project, entrance, featurize, bundle, start, left, hints=hints)
+        bundles = bundles_of(start, bundle)
+        wire(pipeline, project, entrance, featurize, bundles, start, left, hints=hints)
 
     found = translate(options, add_steps)
     places = {str(root): "ROOT", featurize.run: "RUN", start.current.generation: "GENERATION"}

@@ -6,9 +6,8 @@ engine that lets a new version of a job go on with the states of the old one pai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import apache_beam as beam
@@ -38,6 +37,7 @@ from tidemill.pipelines.stream.featurize import (
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.infer import UNSCORED, Infer
 from tidemill.pipelines.stream.rejected_by_stream import PLACE, rejected_requests
+from tidemill.pipelines.stream.scored_by import Recorded, ScoredBy
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.wire_format import decode_unanswered
 from tidemill.pipelines.telemetry.rejected_figures import CountRejected
@@ -75,7 +75,7 @@ def wire(
     project: Project,
     entrance: Entrance,
     featurize: FeaturizeOptions,
-    bundle: Path | None,
+    bundles: Sequence[ScoredBy],
     start: Start,
     delivery: Sinks,
     attempt: Attempt | None = None,
@@ -83,6 +83,7 @@ def wire(
     exchange: ProgramEnd | None = None,
     *,
     by_impulses: bool = False,
+    recorded: Recorded | None = None,
 ) -> None:
     """Wire source, sharding, features, publications, inference and sinks.
 
@@ -91,7 +92,7 @@ def wire(
         project: The project.
         entrance: Where polls come from.
         featurize: How operators and joiners run.
-        bundle: The folder of the bundle; None for a project without a model.
+        bundles: The bundles that score; none for a project without a model.
         start: The start of the run.
         delivery: What makes the steps that write outputs.
         attempt: The job's attempt, if its workers are other processes.
@@ -99,6 +100,7 @@ def wire(
         exchange: The program's end, if workers do not share its disk: the steps that write run
             there then, on what the workers hand over.
         by_impulses: Whether the source is called by impulses (`pipelines.io.poll_source`).
+        recorded: Where other bundles are recorded while the stream runs; None if none are.
     """
 
     def written(name: str, last: Any, *, is_awaited: bool = True) -> Any:
@@ -113,7 +115,8 @@ def wire(
     valid = polls | step("Validate", Validate(project)).with_outputs(INVALID, main="polls")
     sharded = valid["polls"] | step("Shard", Shard(project, featurize.shards, featurize.joiners))
     out = sharded | "Featurize" >> Featurize(project, featurize)
-    infer = step("Infer", Infer(project, bundle, featurize.figures, featurize.exchange))
+    scores = Infer(project, tuple(bundles), featurize.figures, featurize.exchange, recorded)
+    infer = step("Infer", scores)
     infer = infer.with_resource_hints(**hints or {}).with_outputs(UNSCORED, main=PREDICTIONS)
     scored = out[ANSWERS] | infer
     write = WriteOutputs(root / paths.PREDICTIONS, ("partition", "position"), segment)

@@ -3,8 +3,10 @@
 With ``training.keep_bundles`` the newest bundles stay, so many, and also
 
 * the live one, whenever it was made;
-* each that a prediction of a stream below the root names: without it `verify` could not compute
-  the prediction's score again. Streams are removed by backfills (`pipelines.history.builds`).
+* each that a prediction of a stream below the root names, or that the stream has decided for
+  (`StreamRun.models`): without it `verify` could not compute a prediction's score again, nor the
+  stream answer who has waited since then. Streams are removed by backfills
+  (`pipelines.history.builds`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import pyarrow.compute as pc
 
 from tidemill.features.errors import DamagedFile
 from tidemill.pipelines.io.outputs import OutputFolder
+from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.run import paths
 from tidemill.serving.bundles.bundle import MANIFEST
 from tidemill.serving.bundles.current import BUNDLES, current_bundle
@@ -62,8 +65,11 @@ def remove_old_bundles(root: Path, keep: int) -> list[str]:
 
 
 def _used(root: Path) -> set[str]:
-    """Return the versions that predictions name."""
+    """Return the versions that predictions name, and that streams have decided for."""
     found: set[str] = set()
+    for record in (root / GENERATIONS).glob(f"*/stream-??????/{paths.STREAM_RUN}"):
+        if (run := StreamRun.read(record.parent)) is not None:
+            found |= {made["bundle"] for made in run.models or ()} - {None}
     for folder in (root / GENERATIONS).glob(f"*/stream-??????/{paths.PREDICTIONS}"):
         for _, table in OutputFolder(folder).tables([_VERSION]):
             found |= {*pc.unique(table.column(_VERSION)).to_pylist()} - {None}

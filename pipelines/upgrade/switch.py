@@ -204,6 +204,7 @@ def _run(
         fill_cuts={**kept, **rebuild.cuts},
         columns=columns_of(project),
         definitions=project.spec(),
+        models=None,
     )
 
 

@@ -39,6 +39,7 @@ from tidemill.pipelines.stream.featurize import (
 )
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.infer import Infer
+from tidemill.pipelines.stream.scored_by import ScoredBy
 from tidemill.pipelines.stream.shard import Shard
 
 
@@ -135,7 +136,7 @@ class RandomEngine:
         operate.setup()
         join.setup()
         self._stages = [Stage(operate), Stage(join)]
-        self._infer = Infer(project, Path("bundle"))
+        self._infer = Infer(project, (ScoredBy(Path("bundle"), ()),))
         self._infer.setup()
         segment = start.segment
         self._log = LogPublications(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,15 @@ def table_in(folder: Path) -> pa.Table:
     found = OutputFolder(folder).read()
     assert found is not None, folder
     return found
+
+
+def change_a_file(folder: Path, change: Callable[[pa.Table], pa.Table | None]) -> None:
+    """Change the first Parquet file in a folder for which a change returns another table."""
+    for path in sorted(folder.glob("*.parquet")):
+        if (table := change(pq.read_table(path))) is not None:
+            pq.write_table(table, path)
+            return
+    raise AssertionError(f"nothing in {folder} was changed")
 
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:

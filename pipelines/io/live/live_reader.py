@@ -161,6 +161,12 @@ class LiveReader:
         self._newest_us |= last.newest_us
         self._partitions.restore(last, poll)
 
+    def positions(self, source: str) -> tuple[int, ...]:
+        """Return the position of each partition of a source's log after what is written down."""
+        at = {n: length for name, n, length in self._order if name == source and length is not None}
+        at |= {n: log.position for (name, n), log in self._of_log.items() if name == source}
+        return tuple(at.get(n, 0) for n in range(max(at, default=-1) + 1))
+
     @property
     def goes_on_from_mark(self) -> bool:
         """Whether no poll was written down since the last mark, nor before the first."""

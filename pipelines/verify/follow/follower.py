@@ -409,8 +409,9 @@ class Follower:
         if not len(predictions):
             return
         check = PredictionCheck(
-            self._config.root, self._project, predictions, findings, is_scored=self._run.scored
-        )
+            self._config.root, self._project, predictions, findings,
+            is_scored=self._run.scored, models=self._run_now().models,
+        )  # fmt: skip
         check.take_served()
         counts.scores = check.scores
         if check.near:

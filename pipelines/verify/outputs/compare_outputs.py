@@ -90,6 +90,7 @@ def compare_outputs(
         predictions,
         of_scores,
         is_scored=run.scored,
+        models=run.models,
         has_forgotten=forgotten_rows(config.root, config.current.generation) > 0,
     )
     numbers = {

@@ -10,7 +10,7 @@ elsewhere may differ in their last bits; they are counted apart, and must be equ
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.contract import BoolArray
+from tidemill.features.contract import BoolArray, Int64Array
 from tidemill.features.definitions import Project
 from tidemill.features.errors import BundleError, InputError
 from tidemill.features.kernel import hashing
@@ -27,6 +27,7 @@ from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream.infer import scored
 from tidemill.pipelines.stream.output_folders import STAMPS
 from tidemill.pipelines.stream.rejected_by_stream import unscored_requests
+from tidemill.pipelines.stream.scored_by import decision_of
 from tidemill.pipelines.verify.findings import Findings, Mismatch, excused_until
 from tidemill.pipelines.verify.outputs.call_rows import (
     UNKNOWN_ROW,
@@ -46,9 +47,10 @@ _CALL: Final = ("device", "tensorflow", "xla")
 """The stamps that say how a call was made."""
 _SCORED: Final = ("score", "bundle_version", "transform_hash", "padded_rows", "call_row", *_CALL)
 """What is null in the predictions of a stream without a model."""
+_ANOTHER: Final = "the stream had another bundle score the requests of this place"
 _CAUSES: Final = {
     "score": "the bundle gives another score for the values that the releases give",
-    "bundle_version": "the other predictions of its call name another bundle",
+    "bundle_version": _ANOTHER,
     "transform_hash": "the bundle's transform has another hash",
     "spec_hash": "the bundle was trained for other definitions",
     "padded_rows": "the call that scored it had another shape",
@@ -92,6 +94,8 @@ class PredictionCheck:
         found: The predictions.
         findings: Takes the mismatches.
         is_scored: Whether the stream had a model.
+        models: Which bundles score, from which positions on (`StreamRun.models`); None if the
+            stream has recorded none: then a prediction is believed which one has scored it.
         has_forgotten: Whether requests were forgotten: they were in calls, which have fewer rows
             when they are repeated.
 
@@ -110,11 +114,12 @@ class PredictionCheck:
         findings: Findings,
         *,
         is_scored: bool = True,
+        models: Sequence[Mapping[str, Any]] | None = None,
         has_forgotten: bool = False,
     ) -> None:
         self._root, self._project, self._findings = root, project, findings
         self._found, self._is_scored = one_batch(found), is_scored
-        self._has_forgotten = has_forgotten
+        self._has_forgotten, self._models = has_forgotten, models or ()
         places = places_of(self._found, "partition", "position")
         self._order = np.argsort(places, kind="stable")
         self._places = places[self._order]
@@ -145,7 +150,10 @@ class PredictionCheck:
         if not there.any() and refused_by is None:
             return []  # a missing prediction is noted elsewhere
         found = self._found.take(pa.array(self._order[at[there]]))
-        version = str(_most_frequent(found.column("bundle_version")) if there.any() else refused_by)
+        version = self._decided(answered)
+        if version is None:
+            said = _most_frequent(found.column("bundle_version")) if there.any() else refused_by
+            version = str(said)
         scorer = self._scorer(version) if self._is_scored else None
         if isinstance(scorer, str):
             self._note_all(found, "bundle_version", version, "a bundle of this root", scorer)
@@ -162,6 +170,32 @@ class PredictionCheck:
         if found.num_rows:
             self._compare(found, expected, scorer)
         return refused
+
+    def _decided(self, answered: pa.RecordBatch) -> str | None:
+        """Return the bundle that has to score the requests of a poll; None if that is not known."""
+        places = (hashing.bits(answered.column(name))[:1] for name in (PARTITION, POSITION))
+        (version,) = self._decisions(*places)
+        return version
+
+    def _decisions(self, partitions: Int64Array, positions: Int64Array) -> list[str | None]:
+        if not self._models:
+            return [None] * len(positions)
+        since = [made["positions"] for made in self._models]
+        numbers = decision_of(since, partitions, positions)
+        return [self._models[number]["bundle"] for number in numbers.tolist()]
+
+    def _check_decided(self) -> None:
+        """Check that predictions name the bundles that were to score them."""
+        places = (hashing.bits(self._found.column(name)) for name in ("partition", "position"))
+        seen = self._found.column("bundle_version").to_pylist()
+        for row, (said, right) in enumerate(zip(seen, self._decisions(*places), strict=True)):
+            if right is not None and said != right:
+                self._findings.add(
+                    Mismatch(
+                        "score", self._found.column("request_id")[row].as_py(), "",
+                        "bundle_version", seen=str(said), expected=right, cause=_ANOTHER,
+                    )
+                )  # fmt: skip
 
     def _with_forgotten(
         self, found: pa.RecordBatch, expected: pa.RecordBatch, there: BoolArray, scorer: Scorer
@@ -225,6 +259,7 @@ class PredictionCheck:
             empty = {name: pa.nulls(len(rows), rows.column(name).type) for name in _SCORED}
             self._compare(rows, _with_columns(rows, empty), None)
             return
+        self._check_decided()
         names = ("bundle_version", *_CALL, "padded_rows")
         calls: dict[tuple[Any, ...], list[int]] = {}
         stamps = zip(*(self._found.column(name).to_pylist() for name in names), strict=True)

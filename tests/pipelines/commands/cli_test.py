@@ -110,6 +110,8 @@ def test_help_lists_the_commands_in_the_order_of_use(capsys: pytest.CaptureFixtu
         "backfill",
         "train",
         "stream",
+        "promote",
+        "rollback",
         "upgrade",
         "reload",
         "status",

@@ -205,6 +205,8 @@ NOT_READ = {
     f"{BUILD}/features/*.parquet": "`train` reads them: the test below",
     "mended/*": "it has a test of its own",
     "mended_live/*": "a stream of topics reads it: `tests/pipelines/ingest/mended_live_test.py`",
+    f"{STREAM}/promote*.json": "`promote` writes and reads them (tests/pipelines/stream_run)",
+    "serving/**/*": "TensorFlow Serving reads it",
     f"{STREAM}/begins.json": "a killed start leaves it: `tests/pipelines/recovery`",
     f"{STREAM}/publications/*/*.parquet": "other programs read them",
     "report.html": "people read it",

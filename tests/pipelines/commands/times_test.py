@@ -28,6 +28,8 @@ ELSEWHERE = {
     "archive": "tests/pipelines/archive",
     "export-archive": "tests/pipelines/export",
     "reload": "tests/pipelines/commands/reload_test.py, since it takes a stream",
+    "promote": "tests/pipelines/stream_run/promote_live_test.py, since it takes models",
+    "rollback": "the same",
     "up": "tests/pipelines/servers",
     "down": "tests/pipelines/servers",
 }

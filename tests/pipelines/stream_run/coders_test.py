@@ -78,7 +78,7 @@ def test_no_element_of_the_stream_is_pickled(tmp_path: Path) -> None:
     start = first_start(config, None)
     delivery = Delivery.fence({}, start.current, start.segment, "coders")
     pipeline = beam.Pipeline()
-    wire(pipeline, PROJECT, entrance, made, tmp_path, start, delivery)
+    wire(pipeline, PROJECT, entrance, made, [], start, delivery)
     visitor = Coders()
     pipeline.visit(visitor)
     assert len(visitor.found) > 15

@@ -341,6 +341,17 @@ def polls_of(rig: Rig) -> list[Poll]:
     return [Poll.decode(bytes(one.poll)) for one in rig.logged()]
 
 
+def test_another_bundle_scores_what_is_not_written_down_yet(rig: Rig) -> None:
+    """What a killed run has read may be scored already, and is repeated as it was."""
+    assert entrance(rig).scored_from == (3, 0)
+    rig.asked.send(row("q", START), row("r", START))
+    run(entrance(rig), lambda: wait_until(lambda: len(rig.rows("asked")) == 2))
+    assert entrance(rig).scored_from == (3, 2)
+    given = entrance(rig)
+    rig.asked.send(row("s", START))
+    assert given.scored_from == (3, 2)
+
+
 def test_a_stream_goes_on_from_its_savepoint(rig: Rig) -> None:
     rig.paid.send(row("a", START))
     first = entrance(rig, until_us=wall_clock_us() + ENDS_AFTER_US)

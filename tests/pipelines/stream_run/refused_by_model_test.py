@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 
 from tests.support.called_models import save
@@ -25,6 +24,7 @@ from tests.support.proof_run import (
     score_without_models,
     write_sources,
 )
+from tests.support.stream_outputs import change_a_file
 from tidemill.features.definitions import TIMESTAMP
 from tidemill.features.errors import InputError
 from tidemill.features.models.preprocessing import model_inputs
@@ -185,15 +185,6 @@ def test_a_stream_in_two_segments_rejects_each_once(
     assert verify(copy, QuietProgress(), sample=5)["first_mismatches"] == []
 
 
-def _rewrite(folder: Path, change: Any) -> None:
-    for path in sorted(folder.glob("*.parquet")):
-        table = change(pq.read_table(path))
-        if table is not None:
-            pq.write_table(table, path)
-            return
-    raise AssertionError("nothing was changed")
-
-
 def _without_a_record(table: pa.Table) -> pa.Table | None:
     is_of_model = pc.equal(table["stage"], str(rejected.Stage.SCORE)).to_pylist()
     if True not in is_of_model:
@@ -228,7 +219,7 @@ def test_a_record_that_was_changed_is_found(
     change: Any, cause: str, streamed: Configuration, tmp_path: Path
 ) -> None:
     copy = _copy(streamed, tmp_path / "run")
-    _rewrite(stream_of(copy.root) / "rejected_by_stream", change)
+    change_a_file(stream_of(copy.root) / "rejected_by_stream", change)
     causes = [one["cause"] for one in verify(copy, QuietProgress(), sample=5)["first_mismatches"]]
     assert any(one.startswith(cause) for one in causes), causes
 
@@ -243,7 +234,7 @@ def test_a_record_in_place_of_a_prediction_is_found(
         taken.append(table.slice(0, 1).to_pylist()[0])
         return table.slice(1)
 
-    _rewrite(stream_of(copy.root) / "predictions", without_one)
+    change_a_file(stream_of(copy.root) / "predictions", without_one)
     (gone,) = taken
 
     def with_one(table: pa.Table) -> pa.Table | None:
@@ -255,6 +246,6 @@ def test_a_record_in_place_of_a_prediction_is_found(
         forged["origin"] = f"quotes/{gone['partition']}:{gone['position']}"
         return pa.concat_tables([table, pa.Table.from_pylist([forged], schema=table.schema)])
 
-    _rewrite(stream_of(copy.root) / "rejected_by_stream", with_one)
+    change_a_file(stream_of(copy.root) / "rejected_by_stream", with_one)
     causes = [one["cause"] for one in verify(copy, QuietProgress(), sample=5)["first_mismatches"]]
     assert "the model takes this request: it was not rejected" in causes

@@ -329,13 +329,13 @@ def _predictions() -> list[Tamper]:
         Tamper(
             "all name another bundle",
             every_prediction(filled("bundle_version", "b2")),
-            "score",
+            "bundle_version",
             "bundle_version",
         ),
         Tamper(
             "a bundle that is elsewhere",
             every_prediction(filled("bundle_version", "../b1")),
-            "score",
+            "bundle_version",
             "bundle_version",
         ),
         Tamper(
@@ -515,6 +515,7 @@ def _records() -> list[Tamper]:
         ("stream.json", "shards"): 3,
         ("stream.json", "request"): "0" * 16,
         ("stream.json", "definitions"): with_other_name,
+        ("stream.json", "models"): lambda of: [{**of[0], "bundle": "b2"}],
         ("stream.json", "until_us"): lambda at: at - 3_600_000_000,
         ("handoff.json", "kind"): "stop",
         ("handoff.json", "as_of_us"): plus[0],
@@ -543,7 +544,8 @@ def _records() -> list[Tamper]:
             f"{field} in {name}",
             record(name, field, value),
             "release" if field in ("mode", "poll_rows", "as_of_us", "until_us")
-            and name == "stream.json" else "publication" if field == "offline" else "record",
+            and name == "stream.json" else "publication" if field == "offline"
+            else "score" if field == "models" else "record",
             field if name != "stream.json" or field in
             ("began", "generation", "positions", "digests", "views", "shards", "clock", "request",
              "definitions")
