@@ -68,7 +68,8 @@ def run(quick: bool, effort: Effort) -> list[Figure]:
         for rows in sizes:
             name = f"{WIDTH} floats, {rows:,} rows"
             figures += _compared(name, rows, effort, *_of_network(network, rows))
-        figures += _latency(scorer, quick)
+        equal = Figure("scores that have TensorFlow's bytes", 2 * sum(sizes), "values")
+        figures += [equal, *_latency(scorer, quick)]
         figures.append(_frame(folder / "network", 500 if quick else ELEMENTS, effort))
     return figures
 
