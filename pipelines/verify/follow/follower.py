@@ -501,11 +501,21 @@ class Follower:
         least = min(frontiers.values())
         if least > TIME_MIN:
             self._kept.forget_before(min(least, TIME_MAX) - lateness_us(self._project))
-        first = self._kept.first_release
+        first = self._first_needed()
         needed = self._polls if first is None else min(first - 1, self._polls)
         self._releases = {at: found for at, found in self._releases.items() if at[2] >= needed}
         while len(self._begun) > 1 and _number(self._begun[1].reached) <= needed:
             self._begun.pop(0)
+
+    def _first_needed(self) -> int | None:
+        """Return the lowest number of a release that an answer may name; None if none may.
+
+        Those are answers that are kept, and those of requests that wait: some views may have
+        answered them since the poll that brought them.
+        """
+        polls = [poll for *_, poll in self._asked.places()]
+        kept = self._kept.first_release
+        return min([*polls, *([] if kept is None else [kept])], default=None)
 
     def _keep(
         self,
@@ -516,7 +526,7 @@ class Follower:
         positions: Mapping[str, Sequence[int]],
     ) -> None:
         begun = self._begun[0]
-        if self._kept.first_release is None:
+        if self._first_needed() is None:
             begun = _Begun(self._segment, self._reached, self._asked.places())
         self.record = dataclasses.replace(
             self.record.with_round(done, examples),
