@@ -272,6 +272,7 @@ class Follower:
             counts["compared_again"] = counts.get("compared_again", 0) + again
         if served is not None:
             self._kept.add(served)
+        self.behind = complete - segments[-1]
         if self._online is not None and is_counted:
             counts |= self._compare_store(known, differences, findings)
         if is_counted:
@@ -279,7 +280,6 @@ class Follower:
         differences.take(findings)
         counts["late_values"] = differences.late_values
         self._segment = segments[-1] + 1
-        self.behind = complete - segments[-1]
         self._forget()
         done = Round(
             at_us=time.time_ns() // 1_000,
@@ -436,7 +436,9 @@ class Follower:
         self._of_store = of_store = self._of_store.forget_details()
         by_mark = {**known, **{at.mark: at for at in self._reached.values()}}
         before = self._online.compared
-        values = self._online.compare(by_mark, self._rows.of, self._rows.is_chosen, of_store)
+        values = self._online.compare(
+            by_mark, self._rows.of, self._rows.is_chosen, of_store, is_behind=self.behind > 0
+        )
         self.store_is_away = ""
         try:
             for view in self._project.views:
@@ -448,7 +450,9 @@ class Follower:
                     of_store.add(Mismatch("store", view.name, view.name, cause=EMPTIED))
         except StoreError as error:
             self.store_is_away = str(error)
-        values += self._online.compare(by_mark, self._rows.of, self._rows.is_chosen, of_store)
+        values += self._online.compare(
+            by_mark, self._rows.of, self._rows.is_chosen, of_store, is_behind=self.behind > 0
+        )
         findings.merge(of_store)
         for one in self._online.take_expired():
             example = Difference(

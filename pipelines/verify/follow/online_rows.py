@@ -183,6 +183,8 @@ class OnlineRows:
         events: Callable[[FeatureView, pa.Array], pa.Table],
         share: Callable[[pa.Array], BoolArray],
         findings: Findings,
+        *,
+        is_behind: bool = False,
     ) -> int:
         """Compare the rows whose release is proven now.
 
@@ -191,6 +193,8 @@ class OnlineRows:
             events: Returns the events of entities.
             share: Tells which entities are chosen now.
             findings: Takes the mismatches.
+            is_behind: Whether segments are there that were not read yet: the release may be one of
+                theirs.
 
         Returns:
             The number of values that were compared.
@@ -201,7 +205,7 @@ class OnlineRows:
             if reached is not None:
                 values += self._compare(reading, reached, events, share, findings)
                 continue
-            reading.rounds += 1
+            reading.rounds += not is_behind
             if reading.rounds < _PATIENCE:
                 waiting.append(reading)
                 continue
