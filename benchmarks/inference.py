@@ -38,7 +38,7 @@ from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream.infer import packing_of
 from tidemill.pipelines.training.train import train_bundle
 from tidemill.serving import TensorFlowModelHandler
-from tidemill.serving.bundles.blocks import BlockFeed, ColumnFeed, UInt8Array
+from tidemill.serving.bundles.blocks import ColumnFeed, UInt8Array
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.inference import Scorer
 from tidemill.serving.models.saved_model import Outcome, SavedModel
@@ -125,9 +125,8 @@ def _latency(scorer: Scorer, quick: bool) -> list[Figure]:
     """Measure single rows that come at a steady rate, by TensorFlow alone and by shared calls."""
     bare, _ = _of_bundle(scorer, 1)
     feed, zeros = ColumnFeed(scorer.layout), scorer.layout.zeros()
-    model = SavedModel(scorer.bundle.model_directory, feed=BlockFeed())
-    model.warm(zeros)
-    shared = SharedCalls(SavedModel(scorer.bundle.model_directory, feed=feed, beside=model), 0.0)
+    model = SavedModel(scorer.bundle.model_directory, feed=feed, warm_up=zeros)
+    shared = SharedCalls(model, 0.0)
     words, nulls, own = _answers(1, np.random.default_rng(1))
     row = pa.RecordBatch.from_pydict({**own, **column_arrays(project.columns, words, nulls)})
     shared.call(row)

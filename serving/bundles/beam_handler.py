@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from tidemill.features.definitions import ARROW_TYPES
 from tidemill.serving.bundles.blocks import ColumnFeed, Layout
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.saved_model import SCORE
@@ -34,17 +31,6 @@ def bundle_handler(
         DamagedBundle: A file of it is missing, added or changed.
     """
     found = Bundle.load(bundle)
-    kinds = {one.name: ARROW_TYPES[one.dtype] for one in found.inputs}
-    zeros = {
-        name: pa.array([""] if kind == pa.string() else pa.array([0]).cast(kind), kind)
-        for name, kind in kinds.items()
-    }
-    return TensorFlowModelHandler(
-        found.model_directory,
-        signature,
-        **{
-            "feed": ColumnFeed(Layout.of(found.inputs)),
-            "warm_up": pa.RecordBatch.from_pydict(zeros),
-            **options,
-        },
-    )
+    layout = Layout.of(found.inputs)
+    of_bundle = {"feed": ColumnFeed(layout), "warm_up": layout.zeros()}
+    return TensorFlowModelHandler(found.model_directory, signature, **{**of_bundle, **options})

@@ -29,9 +29,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import BOOL, FLOAT64, STRING
+from tidemill.features.definitions import ARROW_TYPES, BOOL, FLOAT64, STRING
 from tidemill.features.models.preprocessing import ModelInput, input_column
-from tidemill.serving.models.feed import Rejection, aligned, tensor_of
+from tidemill.serving.models.feed import Rejection, aligned, padded_tensor, tensor_of
 
 UInt8Array = npt.NDArray[np.uint8]
 _Array = npt.NDArray[Any]
@@ -80,21 +80,12 @@ class Blocks:
 
     def tensors(self, rows: int) -> dict[str, Any]:
         """Return the tensors, padded to ``rows`` rows by repeating the last one."""
-        filled, width = self.num_rows, self.null.shape[1]
-
-        def padded(block: _Array) -> Any:
-            if filled < rows:
-                whole = aligned((rows, block.shape[1]), block.dtype)
-                whole[:filled] = block
-                whole[filled:] = block[filled - 1]
-                block = whole
-            return tensor_of(block)
-
+        has_null, width = self.null.any(), self.null.shape[1]
         return {
-            "float64": padded(self.float64),
-            "int64": padded(self.int64),
-            "null": padded(self.null) if self.null.any() else _no_null(rows, width),
-            "text": padded(self.text),
+            "float64": padded_tensor(self.float64, rows),
+            "int64": padded_tensor(self.int64, rows),
+            "null": padded_tensor(self.null, rows) if has_null else _no_null(rows, width),
+            "text": padded_tensor(self.text, rows),
         }
 
     def _all(self) -> tuple[_Array, ...]:
@@ -107,12 +98,16 @@ def _no_null(rows: int, width: int) -> Any:
     return tensor_of(np.zeros((rows, width), np.bool_))
 
 
-class BlockFeed:
-    """Makes tensors of blocks: no row of them is unusable."""
+class _NullsAreValues:
+    """No row is unusable."""
 
-    def unusable(self, rows: Blocks) -> Collection[Rejection]:
+    def unusable(self, rows: Any) -> Collection[Rejection]:
         """Return nothing: nulls are values here."""
         return ()
+
+
+class BlockFeed(_NullsAreValues):
+    """Makes tensors of blocks."""
 
     def tensors(self, batch: Blocks, rows: int) -> dict[str, Any]:
         """Return the tensors of blocks, padded to ``rows`` rows."""
@@ -120,7 +115,7 @@ class BlockFeed:
 
 
 @dataclass(frozen=True)
-class ColumnFeed:
+class ColumnFeed(_NullsAreValues):
     """Makes tensors of record batches that have a column for each model input.
 
     Attributes:
@@ -128,10 +123,6 @@ class ColumnFeed:
     """
 
     layout: Layout
-
-    def unusable(self, rows: pa.RecordBatch) -> Collection[Rejection]:
-        """Return nothing: nulls are values here."""
-        return ()
 
     def tensors(self, batch: pa.RecordBatch, rows: int) -> dict[str, Any]:
         """Return the tensors of a batch, padded to ``rows`` rows.
@@ -174,11 +165,17 @@ class Layout:
             _set_text(blocks, j, input_column(columns, wanted))
         return blocks
 
-    def zeros(self) -> Blocks:
-        """Return a row of zeros and empty texts, to warm a model with."""
-        blocks = Blocks.empty(self, 1)
-        blocks.float64[:], blocks.int64[:], blocks.text[:] = 0, 0, ""
-        return blocks
+    def zeros(self) -> pa.RecordBatch:
+        """Return columns with a row of zeros and empty texts, to warm a model with."""
+        kinds = {
+            one.name: ARROW_TYPES[one.dtype] for one in (*self.floats, *self.integers, *self.texts)
+        }
+        return pa.RecordBatch.from_pydict(
+            {
+                name: pa.array([""] if pa.types.is_string(kind) else pa.array([0]).cast(kind))
+                for name, kind in kinds.items()
+            }
+        )
 
 
 class MatrixPacking:

@@ -72,7 +72,7 @@ class Scorer:
         self._model = SavedModel(
             bundle.model_directory, SCORE, feed=BlockFeed(), limits=Limits(no_nan=(SCORE_OUTPUT,))
         )
-        self._model.warm(self.layout.zeros())
+        self._model.warm(self.layout.pack(self.layout.zeros()))
         self.stamps = Stamps(
             bundle=bundle.version,
             transform=bundle.transform_hash,

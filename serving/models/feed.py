@@ -109,12 +109,7 @@ class Feed:
                 sizes = (1,)
             _check_shape(one.name, column.type, spec, sizes)
         found = self._values(one.name, values, spec).reshape((filled, *sizes))
-        if filled == rows:
-            return {spec.name: tensor_of(found)}
-        padded = aligned((rows, *sizes), found.dtype)
-        padded[:filled] = found
-        padded[filled:] = found[filled - 1]
-        return {spec.name: tensor_of(padded)}
+        return {spec.name: padded_tensor(found, rows)}
 
     def _ragged(self, one: Input, column: pa.Array, rows: int) -> dict[str, Any]:
         column = _padded(column, rows)
@@ -199,6 +194,17 @@ def tensor_of(array: Array) -> Any:
     ):
         return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
     return tf.constant(array, tf.string if array.dtype == np.object_ else None)
+
+
+def padded_tensor(array: Array, rows: int) -> Any:
+    """Return the tensor of an array, padded to ``rows`` rows by repeating the last one."""
+    filled = len(array)
+    if filled < rows:
+        padded = aligned((rows, *array.shape[1:]), array.dtype)
+        padded[:filled] = array
+        padded[filled:] = array[filled - 1]
+        array = padded
+    return tensor_of(array)
 
 
 def _holds(kind: pa.DataType, dtype: str) -> bool:

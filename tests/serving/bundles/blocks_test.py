@@ -114,7 +114,7 @@ def test_rows_are_cut_and_taken() -> None:
 
 
 def test_a_row_of_zeros_is_of_every_block() -> None:
-    zeros = LAYOUT.zeros()
+    zeros = LAYOUT.pack(LAYOUT.zeros())
     assert zeros.num_rows == 1
     assert zeros.float64.tolist() == [[0.0] * 3]
     assert zeros.int64.tolist() == [[0] * 4]
