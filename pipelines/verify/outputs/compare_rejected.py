@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 
 from tidemill.features.definitions import Project
@@ -26,6 +27,7 @@ from tidemill.pipelines.stream.rejected_by_stream import (
 )
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.outputs.differences import differing, shown
+from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.pipelines.verify.outputs.reach import Beyond
 
 _PLACE: Final = ("stage", "stream", "partition", "position")
@@ -59,7 +61,13 @@ class RejectedCheck:
         self._rows.clear()
         for row, place in enumerate(_places(self._found)):
             self._rows.setdefault(place, []).append(row)
-        self._is_refused = any(place[0] == rejected.Stage.SCORE for place in self._rows)
+        details = self._found.column("detail")
+        self._refused_by = {
+            group_of(partition, position): bundle_of(details[rows[0]].as_py())
+            for (stage, source, partition, position), rows in self._rows.items()
+            if stage == rejected.Stage.SCORE and source == self._project.request.name
+        }
+        self._refused = np.array([*self._refused_by], np.int64)
 
     def leave_out(self, beyond: Beyond) -> None:
         """Do not compare the records that are beyond the live log."""
@@ -79,16 +87,10 @@ class RejectedCheck:
 
     def refused_by(self, answered: pa.RecordBatch) -> str | None:
         """Return the bundle that has refused one of some answered requests; None if none has."""
-        if not self._is_refused:
+        if not self._refused_by:
             return None
-        name = self._project.request.name
-        for partition, position in zip(
-            *(answered.column(column).to_pylist() for column in (PARTITION, POSITION)), strict=True
-        ):
-            place = (str(rejected.Stage.SCORE), name, partition, position)
-            if rows := self._rows.get(place):
-                return bundle_of(self._found.column("detail")[rows[0]].as_py())
-        return None
+        places = np.intersect1d(places_of(answered, PARTITION, POSITION), self._refused)
+        return self._refused_by[int(places[0])] if len(places) else None
 
     def take_records(self, records: Iterable[pa.RecordBatch], *, is_complete: bool) -> None:
         """Compare records that polls give.

@@ -174,28 +174,29 @@ class PredictionCheck:
     def _decided(self, answered: pa.RecordBatch) -> str | None:
         """Return the bundle that has to score the requests of a poll; None if that is not known."""
         places = (hashing.bits(answered.column(name))[:1] for name in (PARTITION, POSITION))
-        (version,) = self._decisions(*places)
+        version: str | None = self._decisions(*places)[0].as_py()
         return version
 
-    def _decisions(self, partitions: Int64Array, positions: Int64Array) -> list[str | None]:
+    def _decisions(self, partitions: Int64Array, positions: Int64Array) -> pa.Array:
+        """Return the bundle that has to score each request; null where that is not known."""
         if not self._models:
-            return [None] * len(positions)
+            return pa.nulls(len(positions), pa.string())
         since = [made["positions"] for made in self._models]
-        numbers = decision_of(since, partitions, positions)
-        return [self._models[number]["bundle"] for number in numbers.tolist()]
+        bundles = pa.array([made["bundle"] for made in self._models], pa.string())
+        return bundles.take(pa.array(decision_of(since, partitions, positions)))
 
     def _check_decided(self) -> None:
         """Check that predictions name the bundles that were to score them."""
         places = (hashing.bits(self._found.column(name)) for name in ("partition", "position"))
-        seen = self._found.column("bundle_version").to_pylist()
-        for row, (said, right) in enumerate(zip(seen, self._decisions(*places), strict=True)):
-            if right is not None and said != right:
-                self._findings.add(
-                    Mismatch(
-                        "score", self._found.column("request_id")[row].as_py(), "",
-                        "bundle_version", seen=str(said), expected=right, cause=_ANOTHER,
-                    )
-                )  # fmt: skip
+        seen, right = self._found.column("bundle_version"), self._decisions(*places)
+        is_known = right.is_valid().to_numpy(zero_copy_only=False)
+        for row in np.flatnonzero(differing(seen, right) & is_known).tolist():
+            self._findings.add(
+                Mismatch(
+                    "score", self._found.column("request_id")[row].as_py(), "", "bundle_version",
+                    seen=str(seen[row]), expected=str(right[row]), cause=_ANOTHER,
+                )
+            )  # fmt: skip
 
     def _with_forgotten(
         self, found: pa.RecordBatch, expected: pa.RecordBatch, there: BoolArray, scorer: Scorer
