@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tidemill.pipelines.commands import options, stages
+
+if TYPE_CHECKING:
+    from tidemill.pipelines.recovery.promotion_record import PromotionRecord
 
 
 @click.command(short_help="Let another bundle score.")
@@ -27,16 +31,14 @@ def promote(version: str, config_path: Path, root: Path | None) -> None:
     say(version, let_score(config, version))
 
 
-def say(version: str, done: object) -> None:
+def say(version: str, done: PromotionRecord | None) -> None:
     """Print what has become of a promotion.
 
     Args:
         version: The version of the bundle.
         done: The `PromotionRecord` of the stream that runs; None if none does.
     """
-    from tidemill.pipelines.recovery.promotion_record import PromotionRecord
-
-    if not isinstance(done, PromotionRecord):
+    if done is None:
         click.echo(f"bundle {version} is live: it scores from the next start, or --resume, on")
         return
     if done.before == version:

@@ -269,9 +269,12 @@ def scored_by(start: Start, bundle: Path | None, since: Sequence[int]) -> Start:
     """
     if bundle is None:
         return start
-    has_scored = start.resumes and predictions_of(start.current.stream_folder).count() > 0
-    models = with_decision(start.run.models, bundle.name, since, has_scored=has_scored)
-    return replace(start, run=replace(start.run, models=models))
+    models = start.run.models
+    has_scored = (
+        not models and start.resumes and predictions_of(start.current.stream_folder).count() > 0
+    )
+    decided = with_decision(models, bundle.name, since, has_scored=has_scored)
+    return start if decided == models else replace(start, run=replace(start.run, models=decided))
 
 
 def bundles_of(start: Start, bundle: Path | None) -> tuple[ScoredBy, ...]:

@@ -73,7 +73,7 @@ from tidemill.pipelines.io.poll_source import REJECTED
 from tidemill.pipelines.io.sinks import place_name
 from tidemill.pipelines.recovery.handoff import Handoff
 from tidemill.pipelines.recovery.log_parts import stream_log
-from tidemill.pipelines.recovery.resume import Reached, Start
+from tidemill.pipelines.recovery.resume import Reached, Start, by_source
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.rejected_by_stream import PLACE
 from tidemill.pipelines.stream_run.promoting import Promotions
@@ -481,14 +481,13 @@ class LiveInput:
     @property
     def scored_from(self) -> tuple[int, ...]:
         """The position of each partition of the request from which on nothing is written down."""
-        name, at = self.config.project.request.name, dict[int, int]()
-        for (source, partition), stop in zip(self.begins.sources, self.begins.stop, strict=True):
-            if source.name == name:
-                at[partition] = stop
+        name = self.config.project.request.name
+        at = by_source(self.begins, self.begins.stop)[name]
         for part in self._unsealed():
             if part.source == name:
-                at[part.partition] = max(part.stop, at.get(part.partition, 0))
-        return tuple(at.get(partition, 0) for partition in range(max(at, default=-1) + 1))
+                at += [0] * (part.partition + 1 - len(at))
+                at[part.partition] = max(part.stop, at[part.partition])
+        return tuple(at)
 
     def _unsealed(self) -> Iterator[PollPart]:
         """Yield the rows that are written down and not in the log yet."""

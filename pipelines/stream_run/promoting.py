@@ -91,12 +91,14 @@ class Promotions:
 
     def _prepare(self, wanted: _Candidate) -> None:
         """Load a bundle, and call it in every shape; or say why it cannot be."""
+        if not self._is_possible:
+            self._refuse(
+                wanted,
+                "the workers of this stream share no disk with its program: stop it with SIGTERM, "
+                "promote the bundle, and resume it",
+            )
+            return
         try:
-            if not self._is_possible:
-                raise StateError(
-                    "the workers of this stream share no disk with its program: stop it with "
-                    "SIGTERM, promote the bundle, and resume it"
-                )
             folder = self._root / BUNDLES / wanted.bundle
             Bundle.load(folder, self._project)
             infer.scorer_of(folder, self._project)

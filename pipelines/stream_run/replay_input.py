@@ -108,9 +108,8 @@ class ReplayInput:
     @property
     def scored_from(self) -> tuple[int, ...]:
         """The position of each partition of the request from which on no row was sent yet."""
-        asked, start = self.project.request.name, self.begins.start.positions
-        cut = zip(self.begins.sources, start, strict=True)
-        return tuple(at for (source, _), at in cut if source.name == asked)
+        begins = by_source(self.begins, self.begins.start.positions)
+        return tuple(begins[self.project.request.name])
 
     @property
     def has_stopped(self) -> bool:

@@ -245,9 +245,9 @@ def _stream(
         entrance.find_lost()  # before a new stream has begun; `reading` looks again
         delivery.check_not_read(entrance.topic_ids)
     check_positions(start, entrance.begins)
-    start = scored_by(start, bundle, entrance.scored_from)
-    if start.resumes:
-        start.run.write(stream_folder)
+    resumed, start = start.run, scored_by(start, bundle, entrance.scored_from)
+    if start.resumes and start.run is not resumed:
+        start.run.write(stream_folder, durable=True)
     start, fills = prepare(config, start, progress, take_over=take_over)
     again = _run(config, progress, start, fills, run, entrance, bundle, choice, delivery)
     replayed = entrance.taken()
