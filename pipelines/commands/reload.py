@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +11,6 @@ import click
 from tidemill.pipelines.commands import options, stages
 
 _WITHIN_S: Final = 60.0
-_LOOK_S: Final = 0.1
 
 
 @click.command(short_help="Let the stream that runs take over changed settings.")
@@ -27,7 +25,7 @@ def reload(config_path: Path, root: Path | None) -> None:
     """
     config = stages.load_for_existing_run(config_path, root)
     from tidemill.features.errors import StateMismatch
-    from tidemill.pipelines.telemetry.settings_record import SettingsRecord, ask
+    from tidemill.pipelines.telemetry.settings_record import SettingsRecord, mailbox
     from tidemill.pipelines.telemetry.stream_record import StreamRecord
     from tidemill.serving.files.locks import is_locked
 
@@ -38,16 +36,15 @@ def reload(config_path: Path, root: Path | None) -> None:
             f"no stream of {config.root} runs: it reads {config.path} when it starts, with "
             "`tidemill stream --resume`"
         )
-    number = ask(current.folder)
-    deadline = time.monotonic() + _WITHIN_S
-    while (found := SettingsRecord.read(current.folder)) is None or found.number < number:
-        if not is_locked(current.stream_lock) or time.monotonic() > deadline:
-            raise StateMismatch(
-                f"the stream of {config.root} (process {record.pid} on {record.host}) has not "
-                f"answered within {_WITHIN_S:g} s, or has ended: see `tidemill status`, which "
-                "shows what it has taken over"
-            )
-        time.sleep(_LOOK_S)
+    box = mailbox(current.folder)
+    answer = box.wait(box.ask(), lambda: is_locked(current.stream_lock), _WITHIN_S)
+    if answer is None:
+        raise StateMismatch(
+            f"the stream of {config.root} (process {record.pid} on {record.host}) has not "
+            f"answered within {_WITHIN_S:g} s, or has ended: see `tidemill status`, which "
+            "shows what it has taken over"
+        )
+    found = SettingsRecord(**answer)
     for line in found.taken:
         click.echo(f"taken over  {line}")
     for line in found.waiting:

@@ -5,21 +5,19 @@ A stream that runs prepares the bundle before it decides for it (`pipelines.stre
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Final
 
 from tidemill.features.errors import BundleError, InputError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.recovery.handoff import StreamRun
-from tidemill.pipelines.recovery.promotion_record import PromotionRecord, ask
+from tidemill.pipelines.recovery.promotion_record import PromotionRecord, mailbox
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.current import BUNDLES, current_bundle, make_current
 from tidemill.serving.bundles.serving_layout import serve
 from tidemill.serving.files.locks import is_locked
 
 WITHIN_S: Final = 120.0
-_LOOK_S: Final = 0.05
 
 
 def promote(config: Configuration, version: str) -> PromotionRecord | None:
@@ -80,15 +78,15 @@ def before_that(config: Configuration) -> str:
 
 
 def _asked(stream: Path, lock: Path, version: str) -> PromotionRecord:
-    number = ask(stream, version)
-    deadline = time.monotonic() + WITHIN_S
-    while (found := PromotionRecord.read(stream)) is None or found.number < number:
-        if not is_locked(lock) or time.monotonic() > deadline:
-            raise StateMismatch(
-                f"the stream in {stream} has not answered within {WITHIN_S:g} s, or has ended: run "
-                "`tidemill promote` again once it runs"
-            )
-        time.sleep(_LOOK_S)
+    box = mailbox(stream)
+    number = box.ask(bundle=version)
+    answer = box.wait(number, lambda: is_locked(lock), WITHIN_S)
+    if answer is None:
+        raise StateMismatch(
+            f"the stream in {stream} has not answered within {WITHIN_S:g} s, or has ended: run "
+            "`tidemill promote` again once it runs"
+        )
+    found = PromotionRecord(**answer)
     if found.number > number:
         raise StateMismatch(
             f"another `tidemill promote` has asked for bundle {found.bundle} meanwhile: run this "

@@ -1,7 +1,7 @@
 """Which bundle a stream that runs was asked to score with, and what came of it.
 
 `tidemill promote` writes ``promote.json`` in the stream's folder; the program that runs the stream
-answers in ``promoted.json``. Both are replaced as a whole.
+answers in ``promoted.json`` (`pipelines.run.mailbox`).
 """
 
 from __future__ import annotations
@@ -10,25 +10,14 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from tidemill.serving.files.records import RecordFormat, read_record, write_record
+from tidemill.pipelines.run.mailbox import Mailbox
+from tidemill.serving.files.records import RecordFormat
 
-ASKED: Final = "promote.json"
-DONE: Final = "promoted.json"
+_ASKED: Final = "promote.json"
+_DONE: Final = "promoted.json"
 _REMEDY: Final = "remove it, and run `tidemill promote` again"
-
-
-class Asked(NamedTuple):
-    """A request.
-
-    Attributes:
-        number: Its number, from 1; 0 for none.
-        bundle: The version of the bundle.
-    """
-
-    number: int
-    bundle: str
 
 
 @dataclass(frozen=True)
@@ -58,12 +47,12 @@ class PromotionRecord:
         Raises:
             StateError: It cannot be read.
         """
-        path = stream / DONE
-        return PromotionRecord(**read_record(path, _RECORD)) if path.exists() else None
+        found = mailbox(stream).answered()
+        return None if found is None else PromotionRecord(**found)
 
     def write(self, stream: Path) -> None:
         """Write the record."""
-        write_record(stream / DONE, _RECORD, dataclasses.asdict(self), durable=True)
+        mailbox(stream).tell(dataclasses.asdict(self))
 
 
 _RECORD: Final = RecordFormat(
@@ -73,28 +62,10 @@ _RECORD: Final = RecordFormat(
     remedy=_REMEDY,
 )
 _REQUEST: Final = RecordFormat(
-    name="tidemill-promote", version=1, fields=frozenset(Asked._fields), remedy=_REMEDY
+    name="tidemill-promote", version=1, fields=frozenset({"number", "bundle"}), remedy=_REMEDY
 )
 
 
-def asked(stream: Path) -> Asked:
-    """Return the newest request.
-
-    Raises:
-        StateError: It cannot be read.
-    """
-    path = stream / ASKED
-    return Asked(**read_record(path, _REQUEST)) if path.exists() else Asked(0, "")
-
-
-def ask(stream: Path, bundle: str) -> int:
-    """Ask a stream to score with a bundle; return the number of the request.
-
-    Raises:
-        StateError: A record cannot be read.
-        FileError: The request cannot be written.
-    """
-    answered = PromotionRecord.read(stream)
-    number = max(asked(stream).number, 0 if answered is None else answered.number) + 1
-    write_record(stream / ASKED, _REQUEST, Asked(number, bundle)._asdict(), durable=True)
-    return number
+def mailbox(stream: Path) -> Mailbox:
+    """Return where a stream has the request, with ``number`` and ``bundle``, and the record."""
+    return Mailbox(stream / _ASKED, _REQUEST, stream / _DONE, _RECORD)

@@ -9,7 +9,6 @@ that writes the poll down. What cannot be loaded is refused with its reason, and
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from tidemill.features.definitions import Project
-from tidemill.features.errors import FileError, StateError, TidemillError
+from tidemill.features.errors import TidemillError
 from tidemill.pipelines.recovery.handoff import StreamRun
-from tidemill.pipelines.recovery.promotion_record import PromotionRecord, asked
+from tidemill.pipelines.recovery.promotion_record import PromotionRecord, mailbox
 from tidemill.pipelines.recovery.resume import Start
 from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream.scored_by import with_decision
@@ -27,7 +26,6 @@ from tidemill.pipelines.telemetry.events import log_event
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.current import BUNDLES, make_current
 
-_LOOK_S: Final = 0.2
 _log: Final = logging.getLogger(__name__)
 
 
@@ -64,30 +62,10 @@ class Promotions:
         Args:
             say: Tells a person what cannot be answered.
         """
-        ended = threading.Event()
-
-        def watch() -> None:
-            seen, said = 0, ""
-            while not ended.wait(_LOOK_S):
-                try:
-                    wanted, done = asked(self._stream), PromotionRecord.read(self._stream)
-                    seen = max(seen, 0 if done is None else done.number)
-                    if wanted.number > seen:
-                        seen = wanted.number
-                        self._prepare(_Candidate(*wanted))
-                    said = ""
-                except (StateError, FileError) as error:
-                    if str(error) != said:
-                        said = str(error)
-                        say(said)
-
-        thread = threading.Thread(target=watch, name="promoting", daemon=True)
-        thread.start()
-        try:
+        with mailbox(self._stream).taken_up(
+            "promoting", lambda wanted: self._prepare(_Candidate(**wanted)), say
+        ):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
     def _prepare(self, wanted: _Candidate) -> None:
         """Load a bundle, and call it in every shape; or say why it cannot be."""

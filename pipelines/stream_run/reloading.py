@@ -11,22 +11,19 @@ The promises:
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
-from tidemill.features.errors import FileError, StateError, TidemillError
+from tidemill.features.errors import TidemillError
 from tidemill.pipelines.config.configuration import Configuration, load
 from tidemill.pipelines.config.live_settings import changes, with_live_values
 from tidemill.pipelines.run.run_record import for_existing_run
 from tidemill.pipelines.telemetry.events import log_event
 from tidemill.pipelines.telemetry.log_level import set_level
 from tidemill.pipelines.telemetry.run_id import RUN_ID
-from tidemill.pipelines.telemetry.settings_record import SettingsRecord, asked
-
-_LOOK_S: Final = 0.25
+from tidemill.pipelines.telemetry.settings_record import SettingsRecord, mailbox
 
 _log: Final = logging.getLogger(__name__)
 
@@ -102,32 +99,11 @@ def live_settings(config: Configuration, say: Callable[[str], None]) -> Iterator
         config: The configuration, with the folders of the generation.
         say: Tells a person what cannot be answered.
     """
-    settings, generation, ended = LiveSettings(config), config.current.folder, threading.Event()
-    try:
-        # Also a request that came since the file was read, at this start, is answered.
-        answered = SettingsRecord.read(generation)
-        begun = 0 if answered is None else answered.number
-    except StateError as error:
-        say(str(error))
-        begun = 0
+    settings, generation = LiveSettings(config), config.current.folder
 
-    def watch() -> None:
-        seen, said = begun, ""
-        while not ended.wait(_LOOK_S):
-            try:
-                if (number := asked(generation)) > seen:
-                    seen = number
-                    _reloaded(settings, number).write(generation)
-                said = ""
-            except (StateError, FileError) as error:
-                if str(error) != said:
-                    said = str(error)
-                    say(said)
+    def take(request: Mapping[str, Any]) -> None:
+        _reloaded(settings, request["number"]).write(generation)
 
-    thread = threading.Thread(target=watch, name="reloading", daemon=True)
-    thread.start()
-    try:
+    # Also a request that came since the file was read, at this start, is answered.
+    with mailbox(generation).taken_up("reloading", take, say):
         yield settings
-    finally:
-        ended.set()
-        thread.join()

@@ -1,8 +1,7 @@
 """What a stream that runs was asked to read again of its configuration, and what it has done.
 
 `tidemill reload` writes ``telemetry/reload.json`` in the folder of the generation; the program that
-runs the stream answers in ``telemetry/settings.json``. Both are replaced as a whole. A signal would
-end a stream that does not know it, and reaches no program on another machine.
+runs the stream answers in ``telemetry/settings.json`` (`pipelines.run.mailbox`).
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tidemill.pipelines.run.mailbox import Mailbox
 from tidemill.pipelines.telemetry.stream_record import TELEMETRY
-from tidemill.serving.files.records import RecordFormat, read_record, write_record
+from tidemill.serving.files.records import RecordFormat
 
 _ASKED: Final = "reload.json"
 _DONE: Final = "settings.json"
@@ -49,12 +49,12 @@ class SettingsRecord:
         Raises:
             StateError: It cannot be read.
         """
-        path = generation / TELEMETRY / _DONE
-        return SettingsRecord(**read_record(path, _RECORD)) if path.exists() else None
+        found = mailbox(generation).answered()
+        return None if found is None else SettingsRecord(**found)
 
     def write(self, generation: Path) -> None:
         """Write the record."""
-        write_record(generation / TELEMETRY / _DONE, _RECORD, dataclasses.asdict(self))
+        mailbox(generation).tell(dataclasses.asdict(self))
 
 
 _RECORD: Final = RecordFormat(
@@ -68,25 +68,7 @@ _REQUEST: Final = RecordFormat(
 )
 
 
-def asked(generation: Path) -> int:
-    """Return the number of the newest request to read the file again; 0 for none.
-
-    Raises:
-        StateError: The request cannot be read.
-    """
-    path = generation / TELEMETRY / _ASKED
-    return int(read_record(path, _REQUEST)["number"]) if path.exists() else 0
-
-
-def ask(generation: Path) -> int:
-    """Ask the stream of a generation to read its file again; return the number of the request.
-
-    Raises:
-        StateError: A record cannot be read.
-        FileError: The request cannot be written.
-    """
-    answered = SettingsRecord.read(generation)
-    number = max(asked(generation), 0 if answered is None else answered.number) + 1
-    (generation / TELEMETRY).mkdir(exist_ok=True)
-    write_record(generation / TELEMETRY / _ASKED, _REQUEST, {"number": number})
-    return number
+def mailbox(generation: Path) -> Mailbox:
+    """Return where a generation has the request and the record."""
+    folder = generation / TELEMETRY
+    return Mailbox(folder / _ASKED, _REQUEST, folder / _DONE, _RECORD)

@@ -19,7 +19,17 @@ from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.recovery.savepoints import Savepoint
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream_run.reloading import LiveSettings, live_settings
-from tidemill.pipelines.telemetry.settings_record import SettingsRecord, ask, asked
+from tidemill.pipelines.telemetry.settings_record import SettingsRecord, mailbox
+
+
+def ask(generation: Path) -> int:
+    return mailbox(generation).ask()
+
+
+def asked(generation: Path) -> int:
+    """The number of the newest request; 0 for none."""
+    found = mailbox(generation).asked()
+    return 0 if found is None else int(found["number"])
 
 
 def edit(project: LiveProject, before: str, after: str) -> None:
