@@ -41,6 +41,7 @@ from tidemill.serving import TensorFlowModelHandler
 from tidemill.serving.bundles.blocks import ColumnFeed, UInt8Array
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.inference import Scorer
+from tidemill.serving.models.buckets import padded_rows
 from tidemill.serving.models.saved_model import Outcome, SavedModel
 from tidemill.serving.models.shared_calls import SharedCalls
 from tidemill.serving.models.tensorflow_start import load_tensorflow
@@ -101,7 +102,7 @@ def _of_bundle(scorer: Scorer, rows: int) -> tuple[Call, Call]:
     words, nulls, inputs = _answers(rows, chance)
     packing = packing_of(scorer.layout, project)
     blocks = packing.pack(words, nulls, inputs)
-    tensors = blocks.tensors(int(scorer.padded_rows(rows)[0]))
+    tensors = blocks.tensors(padded_rows(rows))
     function = scorer.concrete_function
 
     def ours() -> pa.Array:

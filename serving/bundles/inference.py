@@ -24,7 +24,6 @@ from tidemill.serving.bundles.blocks import BlockFeed, Blocks, Layout
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.device import device_stamp
 from tidemill.serving.bundles.saved_model import SCORE, SCORE_OUTPUT, TRANSFORM
-from tidemill.serving.models.buckets import padded_rows, pieces
 from tidemill.serving.models.saved_model import Limits, Outcome, SavedModel
 from tidemill.serving.models.tensorflow_start import compiles_by_itself, load_tensorflow
 
@@ -153,28 +152,6 @@ class Scorer:
         return SavedModel(
             self.bundle.model_directory, TRANSFORM, feed=BlockFeed(), beside=self._model
         )
-
-    @staticmethod
-    def padded_rows(*parts: int) -> npt.NDArray[np.int32]:
-        """Return the padded rows of the call that scores each row of a batch, int32 ``(rows,)``.
-
-        Args:
-            parts: The rows of each part of the batch (`score`).
-        """
-        calls = list(pieces(parts))
-        return np.repeat(
-            np.array([padded_rows(rows) for rows in calls], np.int32), np.array(calls, np.int64)
-        )
-
-    @staticmethod
-    def call_rows(*parts: int) -> npt.NDArray[np.int32]:
-        """Return the place of each row of a batch in the call that scores it, int32 ``(rows,)``.
-
-        Args:
-            parts: The rows of each part of the batch (`score`).
-        """
-        places = [np.arange(rows, dtype=np.int32) for rows in pieces(parts)]
-        return np.concatenate([np.zeros(0, np.int32), *places])
 
     def _blocks(self, columns: Columns | Blocks) -> Blocks:
         if isinstance(columns, Blocks):

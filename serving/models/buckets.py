@@ -7,7 +7,6 @@ be called once before the first rows wait.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Final
 
 MIN_ROWS: Final = 8
@@ -25,19 +24,3 @@ def padded_rows(rows: int) -> int:
     [8, 8, 16, 1024]
     """
     return max(MIN_ROWS, 1 << (rows - 1).bit_length())
-
-
-def pieces(parts: Iterable[int], most: int = MAX_ROWS) -> Iterator[int]:
-    """Cut parts of a batch into pieces for which one call is enough.
-
-    Args:
-        parts: The rows of each part.
-        most: The most rows of a call.
-
-    Yields:
-        The rows of each piece.
-    """
-    for rows in parts:
-        yield from [most] * (rows // most)
-        if rows % most:
-            yield rows % most

@@ -75,8 +75,9 @@ from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.pipelines.verify.instants import instant_text
 from tidemill.serving.bundles.blocks import Blocks, Layout
-from tidemill.serving.bundles.inference import Scorer, Stamps
+from tidemill.serving.bundles.inference import Stamps
 from tidemill.serving.generations.current import write_current
+from tidemill.serving.models.buckets import MAX_ROWS, padded_rows
 from tidemill.serving.models.saved_model import Outcome
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.parcels import parcels_of
@@ -282,12 +283,14 @@ class FakeScorer:
         return np.zeros(columns.num_rows, np.float32)
 
     def call(self, columns: pa.RecordBatch | Blocks, parts: Sequence[int] | None = None) -> Outcome:
-        rows = [columns.num_rows] if parts is None else parts
         scores = pa.RecordBatch.from_pydict({"score": self.score(columns, parts)})
-        return Outcome(scores, (), self.padded_rows(*rows), self.call_rows(*rows))
-
-    padded_rows = staticmethod(Scorer.padded_rows)
-    call_rows = staticmethod(Scorer.call_rows)
+        calls: list[int] = []
+        for rows in [columns.num_rows] if parts is None else parts:
+            calls += [MAX_ROWS] * (rows // MAX_ROWS) + [rows % MAX_ROWS] * (rows % MAX_ROWS > 0)
+        shapes = np.array([padded_rows(rows) for rows in calls], np.int32)
+        padded = np.repeat(shapes, np.array(calls, np.int64))
+        places = [np.arange(rows, dtype=np.int32) for rows in calls]
+        return Outcome(scores, (), padded, np.concatenate([np.zeros(0, np.int32), *places]))
 
 
 def score_without_models(patch: pytest.MonkeyPatch, scorer: Any = None) -> None:

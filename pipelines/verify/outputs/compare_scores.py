@@ -38,7 +38,7 @@ from tidemill.pipelines.verify.outputs.differences import differing, shown
 from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.serving.bundles.current import BUNDLES
 from tidemill.serving.bundles.inference import Scorer
-from tidemill.serving.models.buckets import MAX_ROWS
+from tidemill.serving.models.buckets import MAX_ROWS, padded_rows
 
 TOLERANCE: Final = 1e-4
 """How far scores may be apart that two kinds of devices compute, absolutely."""
@@ -276,7 +276,7 @@ class PredictionCheck:
             self._note_all(found, "bundle_version", version, "a bundle of this root", scorer)
             return
         shape = padded if padded is not None and padded in range(1, MAX_ROWS + 1) else MAX_ROWS
-        shape = int(scorer.padded_rows(shape)[0])
+        shape = padded_rows(shape)
         rows = rows_of_calls(found.column("call_row"), shape)
         by = scorer.stamps
         for call in rows:

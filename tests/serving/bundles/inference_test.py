@@ -16,7 +16,7 @@ from tidemill.serving.bundles.blocks import BlockFeed, Blocks
 from tidemill.serving.bundles.inference import Scorer, shared_scorer
 from tidemill.serving.bundles.saved_model import MODEL
 from tidemill.serving.models.buckets import BUCKETS, MAX_ROWS
-from tidemill.serving.models.saved_model import SavedModel
+from tidemill.serving.models.saved_model import Outcome, SavedModel
 
 
 @pytest.fixture(scope="module")
@@ -129,18 +129,30 @@ def test_every_shape_was_called_before_the_first_row(monkeypatch: pytest.MonkeyP
     assert shapes == [*BUCKETS, 8, 8]
 
 
+def _called(scorer: Scorer, parts: tuple[int, ...]) -> Outcome:
+    return scorer.call(_batch(sum(parts) or 1).slice(0, sum(parts)), parts)
+
+
+def _padded_rows(scorer: Scorer, *parts: int) -> Any:
+    return _called(scorer, parts).padded_rows
+
+
+def _call_rows(scorer: Scorer, *parts: int) -> Any:
+    return _called(scorer, parts).call_rows
+
+
 def test_padded_shapes_are_powers_of_two_from_8_to_4096(scorer: Scorer) -> None:
-    assert scorer.padded_rows(1).tolist() == [8]
-    assert scorer.padded_rows(9).tolist() == [16] * 9
-    long = scorer.padded_rows(2 * MAX_ROWS + 3)
+    assert _padded_rows(scorer, 1).tolist() == [8]
+    assert _padded_rows(scorer, 9).tolist() == [16] * 9
+    long = _padded_rows(scorer, 2 * MAX_ROWS + 3)
     assert long.tolist() == [MAX_ROWS] * (2 * MAX_ROWS) + [8] * 3
-    assert scorer.padded_rows(0).tolist() == []
+    assert _padded_rows(scorer, 0).tolist() == []
 
 
 def test_rows_of_calls_count_from_0_in_each_call(scorer: Scorer) -> None:
-    assert scorer.call_rows(2, 0, 3).tolist() == [0, 1, 0, 1, 2]
-    assert scorer.call_rows(MAX_ROWS + 2).tolist() == [*range(MAX_ROWS), 0, 1]
-    assert scorer.call_rows(0).tolist() == scorer.call_rows().tolist() == []
+    assert _call_rows(scorer, 2, 0, 3).tolist() == [0, 1, 0, 1, 2]
+    assert _call_rows(scorer, MAX_ROWS + 2).tolist() == [*range(MAX_ROWS), 0, 1]
+    assert _call_rows(scorer, 0).tolist() == _call_rows(scorer).tolist() == []
 
 
 def test_a_long_batch_is_scored_in_several_calls(scorer: Scorer) -> None:
@@ -155,12 +167,12 @@ def test_parts_of_a_batch_are_scored_as_if_each_were_alone(scorer: Scorer, seed:
     chance = random.Random(seed)
     parts = [chance.choice([0, 1, 3, 7, 8, 9, 40, MAX_ROWS + 11][: 8 - seed]) for _ in range(12)]
     batch, start = _batch(sum(parts)), 0
-    together, padded = scorer.score(batch, parts), scorer.padded_rows(*parts)
+    together, padded = scorer.score(batch, parts), _padded_rows(scorer, *parts)
     assert len(together) == len(padded) == batch.num_rows
     for rows in parts:
         alone = scorer.score(batch.slice(start, rows))
         assert together[start : start + rows].tobytes() == alone.tobytes()
-        assert (padded[start : start + rows] == scorer.padded_rows(rows)).all()
+        assert (padded[start : start + rows] == _padded_rows(scorer, rows)).all()
         start += rows
 
 
